@@ -1,0 +1,78 @@
+# Where everything starts: `make` alone says what there is. A target installs what it needs, once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Root trees are made and read as root.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildcard scripts/* .ci/* examples/*.sh))
+
+.PHONY: help demo test lint bench clean lock
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/run.stamp ## rechunk a real Debian root tree and its next update, and compare what users download (root)
+	scripts/system-packages mmdebstrap
+	$(SUDO) $(BIN)/python -m bench.demo .demo
+
+test: $(VENV)/dev.stamp ## run all tests, those with real clients included
+	scripts/system-packages mmdebstrap docker.io podman rpm zstd
+	$(BIN)/pytest
+
+lint: $(VENV)/dev.stamp ## check style, types and shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+
+bench: $(VENV)/run.stamp ## measure a real series of weekly updates, and the time against plain tools (root)
+	scripts/system-packages mmdebstrap zstd
+	$(SUDO) $(BIN)/python -m bench.demo .bench --weeks 99 --at-least 0
+	$(SUDO) $(BIN)/python -m bench.baseline .bench/series/v0
+
+clean: ## remove all that make made
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	if [ -e .demo ] || [ -e .bench ]; then $(SUDO) rm -rf .demo .bench; fi
+
+# pyproject.toml is the one list of dependencies; requirements/ holds the same, pinned with hashes of every wheel.
+# Locked with the oldest Python, so that what only this one needs is in the list.
+lock: $(VENV)/python.stamp
+	python3.11 -m venv $(VENV)/lock
+	$(VENV)/lock/bin/pip install --quiet pip-tools
+	@constraints=(); for name in run build test lint; do \
+	    python3.11 -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*(p["dependency-groups"] \
+	        | {"run": p["project"]["dependencies"]})[sys.argv[1]], sep="\n")' $$name > requirements/$$name.in; \
+	    CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe \
+	        --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options \
+	        $${constraints[@]} --output-file requirements/$$name.txt requirements/$$name.in; \
+	    constraints+=(--constraint requirements/$$name.txt); \
+	done
+
+# Stamps: a target's tools are installed again only when their list changes.
+$(VENV)/run.stamp: $(VENV)/python.stamp requirements/run.txt requirements/build.txt pyproject.toml
+	$(BIN)/pip install --quiet --require-hashes -r requirements/run.txt -r requirements/build.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements/test.txt requirements/lint.txt
+	$(BIN)/pip install --quiet --require-hashes -r requirements/test.txt -r requirements/lint.txt
+	touch $@
+
+# A name in PATH proves nothing (version managers leave shims, Debian splits off venv): the interpreter has to answer.
+$(VENV)/python.stamp:
+	@find_python() { \
+	    for python in python3.13 python3.12 python3.11 python3; do \
+	        $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return; \
+	    done; \
+	    echo "Python 3.11 or later with venv is needed, and none answers: install one and run this again." >&2; \
+	    return 3; \
+	}; \
+	find_python 2>/dev/null || scripts/system-packages python3 python3-venv; \
+	find_python; \
+	$$python -m venv --clear $(VENV); \
+	touch $@

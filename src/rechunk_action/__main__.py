@@ -1,0 +1,5 @@
+"""`python -m rechunk_action`."""
+
+from rechunk_action.cli import main
+
+main()

@@ -1,0 +1,252 @@
+"""The command line: the one definition of every option.
+
+Results go to standard output (text, or one JSON document with `--json`), everything else to standard error. An
+expected failure prints one message and ends with the exit code of its error; only a bug of ours shows a traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+import msgspec
+
+from rechunk_action import __version__
+from rechunk_action.errors import EnvironmentLack, InputError, RechunkError
+from rechunk_action.oci.compression import Compression, parse_compression
+from rechunk_action.pipeline import BuildOptions
+from rechunk_action.pipeline import build as run_build
+from rechunk_action.pipeline import compare as run_compare
+from rechunk_action.pipeline import verify as run_verify
+from rechunk_action.progress import Progress
+from rechunk_action.report.compare import format_size, lines
+from rechunk_action.source.names import Name, parse_name
+
+CANCELLED = 130
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def main() -> NoReturn:
+    """Run the command line and leave the process with its exit code."""
+    signal.signal(signal.SIGTERM, _cancel)
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(InputError.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("cancelled; nothing was left behind", CANCELLED)
+    except RechunkError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        _fail(f"the disk is full{where}: free some space, or put the output on another disk", EnvironmentLack.exit_code)
+    sys.exit(0)
+
+
+class _NameType(click.ParamType):
+    """An image or tree by its name."""
+
+    def __init__(self, *transports: str) -> None:
+        self.name = " or ".join({"dir": "dir:PATH", "oci": "oci:DIR[:TAG]"}[transport] for transport in transports)
+        self._transports = transports
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Name:
+        del param, ctx
+        return value if isinstance(value, Name) else parse_name(value, allowed=self._transports)
+
+
+class _CompressionType(click.ParamType):
+    name = "zstd|gzip[:LEVEL]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Compression:
+        del param, ctx
+        return value if isinstance(value, Compression) else parse_compression(value)
+
+
+_IMAGE = _NameType("oci")
+_SOURCE = _NameType("dir", "oci")
+
+
+def _common(command: _Command) -> _Command:
+    """Options of every command."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Also say what was decided, and why."),
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
+        click.option(
+            "--threads",
+            type=click.IntRange(1, 64),
+            default=lambda: len(os.sched_getaffinity(0)),
+            show_default="all processors",
+            help="Threads that hash and compress.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+_drop_bad_xattrs = click.option(
+    "--drop-bad-xattrs",
+    is_flag=True,
+    help="Leave out extended attributes that image importers cannot read, instead of failing.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Republish an operating-system image so that an update costs about what really changed."""
+
+
+@cli.command()
+@click.argument("source", type=_SOURCE)
+@click.argument("output", type=_IMAGE)
+@click.option("--prev-ref", type=_IMAGE, help="The previous image; its layers are kept byte for byte.")
+@click.option("--fresh", is_flag=True, help="Lay the whole image out anew, whatever was published before.")
+@click.option(
+    "--max-layers", type=click.IntRange(3, 400), default=120, show_default=True, help="Layers that the image may have."
+)
+@click.option(
+    "--max-overhead",
+    type=click.FloatRange(0, 100),
+    default=5,
+    show_default=True,
+    help="Superseded bytes that kept layers may hold, in percent of the image.",
+)
+@click.option(
+    "--compression",
+    type=_CompressionType(),
+    default="zstd",
+    show_default=True,
+    help="How new layers are compressed; without a level, the best one for each kind of layer.",
+)
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="Set a label; K- removes it. May be repeated.")
+@click.option("--version", help="Version of the image, for its label.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="OCI config, or output of podman or docker inspect, to take entry point, environment, labels ... from.",
+)
+@click.option(
+    "--source-date-epoch",
+    type=click.IntRange(min=0),
+    envvar="SOURCE_DATE_EPOCH",
+    help="Time of the image, in seconds since 1970; no file is younger. Without it: the time of the newest file.",
+)
+@click.option("--verify/--no-verify", default=True, help="Compare the merged image with the source before it appears.")
+@_drop_bad_xattrs
+@_common
+def build(
+    source: Name,
+    output: Name,
+    prev_ref: Name | None,
+    fresh: bool,
+    max_layers: int,
+    max_overhead: float,
+    compression: Compression,
+    labels: tuple[str, ...],
+    version: str | None,
+    config: Path | None,
+    source_date_epoch: int | None,
+    verify: bool,
+    drop_bad_xattrs: bool,
+    threads: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Rechunk SOURCE into OUTPUT.
+
+    SOURCE is dir:PATH, a root file system, or oci:DIR[:TAG], an image on disk. OUTPUT is oci:DIR[:TAG]; an existing
+    layout may take a new tag.
+    """
+    options = BuildOptions(
+        source=source,
+        output=output,
+        prev_ref=prev_ref,
+        fresh=fresh,
+        max_layers=max_layers,
+        max_overhead=max_overhead / 100,
+        compression=compression,
+        labels=labels,
+        version=version,
+        config=config,
+        created=source_date_epoch,
+        verify=verify,
+        drop_bad_xattrs=drop_bad_xattrs,
+        threads=threads,
+    )
+    report = run_build(options, _progress(quiet, verbose))
+    if as_json:
+        _print_json(report)
+        return
+    layers, size = report["layers"], report["bytes"]
+    click.echo(f"{report['ref']} is ready: {report['digest']}")
+    if report["fresh"]:
+        click.echo(f"fresh layout ({report['reason']}): {layers['total']} layers, {format_size(size['image'])}")
+    else:
+        click.echo(f"update: {format_size(size['update'])} in {layers['new']} new layers; {layers['kept']} layers kept")
+        overhead = 100 * size["dead"] / max(1, size["live"])
+        click.echo(f"image:  {format_size(size['image'])} in {layers['total']} layers; {overhead:.1f}% superseded")
+
+
+@cli.command()
+@click.argument("image", type=_IMAGE)
+@click.argument("source", type=_SOURCE)
+@_drop_bad_xattrs
+@_common
+def verify(
+    image: Name, source: Name, drop_bad_xattrs: bool, threads: int, as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Does IMAGE, merged as clients merge it, equal SOURCE?"""
+    report = run_verify(
+        image, source, _progress(quiet, verbose), threads=threads, drop_bad_xattrs=drop_bad_xattrs
+    )
+    if as_json:
+        _print_json(report)
+    else:
+        click.echo(f"{image} equals {source}: {report['paths']:,} paths, under both merge rules")
+
+
+@cli.command()
+@click.argument("old", type=_IMAGE)
+@click.argument("new", type=_IMAGE)
+@_common
+def compare(old: Name, new: Name, threads: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """What an update from OLD to NEW costs, and why."""
+    comparison = run_compare(old, new, _progress(quiet, verbose), threads=threads)
+    if as_json:
+        _print_json(msgspec.to_builtins(comparison))
+    else:
+        click.echo("\n".join(lines(comparison, most=1000 if verbose else 10)))
+
+
+def _progress(quiet: bool, verbose: bool) -> Progress:
+    return Progress(level=-1 if quiet else int(verbose))
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=1))
+
+
+def _cancel(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"rechunk-action: {message}", err=True)
+    sys.exit(code)

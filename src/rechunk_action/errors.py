@@ -1,0 +1,47 @@
+"""Every error a user can meet, in one small tree.
+
+A message says what happened, to which thing, and what to do next; the class carries the exit code. Anything that is
+not a `RechunkError` is a bug of ours, and only that shows a traceback.
+"""
+
+from __future__ import annotations
+
+
+class RechunkError(Exception):
+    """Base of all expected failures. `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class InputError(RechunkError):
+    """What the user named or gave cannot be used: a bad option, a missing source, a damaged image."""
+
+    exit_code = 2
+
+
+class UnsupportedTree(InputError):
+    """The tree holds something that image clients cannot take, such as a name that is not UTF-8."""
+
+
+class CorruptImage(InputError):
+    """An image does not hold what its manifest says: a wrong digest or size, a broken archive, a bomb."""
+
+
+class UnsafeLayer(CorruptImage):
+    """A layer is readable, but image clients would disagree about what it means."""
+
+
+class Bomb(CorruptImage):
+    """A blob expands far beyond what any real layer does."""
+
+
+class EnvironmentLack(RechunkError):
+    """The machine lacks something: disk space, a program, a right."""
+
+    exit_code = 3
+
+
+class VerificationFailed(RechunkError):
+    """The image, merged as clients merge it, is not the tree."""
+
+    exit_code = 5

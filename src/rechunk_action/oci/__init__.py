@@ -1,0 +1,1 @@
+"""Images on disk: archives, compressed layers, tables, merge rules, layouts, configuration."""

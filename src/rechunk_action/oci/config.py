@@ -1,0 +1,149 @@
+"""The configuration and manifest of the new image.
+
+What runs in the image (user, environment, entry point, labels ...) is taken over from the image that was built. What
+describes its layers is ours: `rootfs`, `history` (one entry a layer; clients count them), and the labels that tell what
+this tool did. Labels that would make a client take the image for an OSTree-chunked one go.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rechunk_action import __version__
+from rechunk_action.errors import InputError
+from rechunk_action.oci.layout import CONFIG, MANIFEST, Image, Json, host_architecture
+from rechunk_action.oci.table import Blob
+
+CHUNKED_LABEL = "ostree.final-diffid"
+"""Its presence makes clients read the first layer as an OSTree commit (ostree-ext, store.rs)."""
+
+FORMAT_LABELS = (CHUNKED_LABEL, "ostree.commit")
+VERSION_LABEL = "org.opencontainers.image.version"
+CREATED_LABEL = "org.opencontainers.image.created"
+
+_RUN_KEYS = (
+    "User",
+    "ExposedPorts",
+    "Env",
+    "Entrypoint",
+    "Cmd",
+    "Volumes",
+    "WorkingDir",
+    "Labels",
+    "StopSignal",
+    "ArgsEscaped",
+    "Healthcheck",
+    "Shell",
+    "OnBuild",
+)
+"""Of the config's `config` object: image-spec's fields and those that docker adds."""
+
+_PLATFORM_KEYS = ("architecture", "os", "os.version", "os.features", "variant", "author")
+
+
+def load_config(path: Path) -> Json:
+    """An OCI config, or the output of `podman inspect` or `docker inspect`, as an OCI config.
+
+    Raises `InputError` when the file is missing or is neither.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give --config an existing file") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): give --config an OCI config or an inspect output") from None
+    if isinstance(document, list) and len(document) == 1:
+        document = document[0]
+    if not isinstance(document, dict) or not {"config", "Config", "architecture", "Architecture"} & document.keys():
+        raise InputError(f"{path} is neither an OCI config nor the inspect output of one image")
+    lower = {"architecture": "Architecture", "os": "Os", "config": "Config", "created": "Created", "author": "Author"}
+    return document | {key: document[other] for key, other in lower.items() if key not in document and other in document}
+
+
+def history_comment(image: Image, layer: int) -> str:
+    """What the history of an image says of a layer, `""` where it does not count one entry for each layer."""
+    entries = [entry for entry in image.config.get("history") or [] if not entry.get("empty_layer")]
+    if len(entries) != len(image.layers):
+        return ""
+    return str(entries[layer].get("comment") or entries[layer].get("created_by") or "")
+
+
+def image_config(
+    source: Json | None,
+    *,
+    labels: Mapping[str, str],
+    history: Sequence[str],
+    diff_ids: Sequence[str],
+    created: int,
+) -> Json:
+    """The new image's config. `history` describes each layer, `created` is in seconds since 1970."""
+    source = source or {}
+    when = datetime.datetime.fromtimestamp(created, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    run: dict[str, Any] = {key: value for key, value in (source.get("config") or {}).items() if key in _RUN_KEYS}
+    run["Labels"] = dict(sorted(labels.items()))
+    platform = {key: source[key] for key in _PLATFORM_KEYS if source.get(key)}
+    return {
+        "architecture": host_architecture(),
+        "os": "linux",
+        **platform,
+        "created": when,
+        "config": run,
+        "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
+        "history": [{"created": when, "created_by": "rechunk-action", "comment": text} for text in history],
+    }
+
+
+def image_manifest(config: Json, layers: Sequence[Blob], annotations: Mapping[str, str]) -> Json:
+    """The new image's manifest. `config` is the stored config's descriptor."""
+    return {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": config | {"mediaType": CONFIG},
+        "layers": [{"mediaType": oci_type(blob.media_type), "digest": blob.digest, "size": blob.size} for blob in layers],
+        "annotations": dict(sorted(annotations.items())),
+    }
+
+
+def oci_type(media_type: str) -> str:
+    """The OCI name of a layer's media type: an OCI manifest names no docker types, and the blob is the same."""
+    if media_type.startswith("application/vnd.docker."):
+        return "application/vnd.oci.image.layer.v1.tar" + media_type.partition("tar")[2].replace(".", "+")
+    return media_type
+
+
+def image_labels(
+    inherited: Mapping[str, str],
+    changes: Sequence[str],
+    *,
+    version: str | None,
+    created: int,
+    chunks: int,
+    prev_ref: str | None,
+    engine: str,
+) -> dict[str, str]:
+    """The new image's labels: those of the built image, ours, and the user's changes (`K=V`, `K-`), which win.
+
+    Raises `InputError` for a change that is neither.
+    """
+    labels = {key: value for key, value in inherited.items() if key not in FORMAT_LABELS and not key.startswith("rechunk.")}
+    labels["containers.bootc"] = labels.get("containers.bootc", "1")
+    when = datetime.datetime.fromtimestamp(created, datetime.UTC)
+    labels[CREATED_LABEL] = when.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if version:
+        labels[VERSION_LABEL] = version
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if equals and key:
+            labels[key] = value
+        elif change.endswith("-") and len(change) > 1:
+            labels.pop(change[:-1], None)
+        else:
+            raise InputError(f"label {change!r} is neither KEY=VALUE nor KEY- (which removes it)")
+    labels |= {"rechunk.version": __version__, "rechunk.chunks": str(chunks), "rechunk.engine": engine}
+    if prev_ref:
+        labels["rechunk.prev-ref"] = prev_ref
+    return labels

@@ -1,0 +1,281 @@
+"""The table of a layer: what it says about each path, read from the blob itself.
+
+A table is all that planning needs of a published layer. It is always made by reading the blob, whoever wrote it, so
+that it tells what a client will see and not what a builder meant. Every ancestor of a path is in the table; one that
+the archive leaves out is there as a directory of unknown mode, because each client makes up its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO, Protocol
+
+import msgspec
+
+from rechunk_action.errors import Bomb, CorruptImage, UnsafeLayer
+from rechunk_action.oci import tar
+from rechunk_action.oci.compression import Reader
+from rechunk_action.oci.tar import Member
+from rechunk_action.tree.entry import (
+    EMPTY_SHA256,
+    IGNORED_XATTRS,
+    ROOT,
+    UNKNOWN_MODE,
+    Entry,
+    Kind,
+    ancestors,
+    is_utf8,
+    parent_of,
+)
+
+WHITEOUT = ".wh."
+OPAQUE = ".wh..wh..opq"
+
+UNPACKED_BY_NOBODY = ("dev", "proc", "run", "sys", "tmp")
+"""Directories whose children OSTree's importer drops (ostree-ext, tar/write.rs): a device node does no harm there."""
+
+
+class Blob(msgspec.Struct, frozen=True):
+    """A layer blob as its manifest and config describe it: compressed digest and size (bytes), and the digest of the
+    archive inside (`""` where it is not known yet)."""
+
+    digest: str
+    size: int
+    media_type: str
+    diff_id: str = ""
+
+
+class Table(msgspec.Struct, array_like=True):
+    """What one layer holds.
+
+    `whiteouts` are the paths that it removes, `opaque` the directories whose lower content it hides, `links` the hard
+    links to a file of a lower layer (path -> target). `problem` says why clients would disagree about the layer or
+    refuse it, `""` when they don't: such a layer can be read, but not be kept in an update. `diff_id` is the digest
+    of the archive.
+    """
+
+    entries: dict[str, Entry]
+    whiteouts: list[str] = []
+    opaque: list[str] = []
+    links: dict[str, str] = {}
+    problem: str = ""
+    diff_id: str = ""
+
+
+Sink = Callable[[str, Entry, Iterator[memoryview]], None]
+"""Is shown a regular file's content while its layer is read: path, entry, pieces. It may leave pieces unread."""
+
+
+class _Hash(Protocol):
+    def update(self, data: memoryview, /) -> None: ...
+
+
+def read_table(
+    file: BinaryIO,
+    blob: Blob,
+    *,
+    limit: int | None,
+    sink: Sink | None = None,
+    known: Mapping[str, Entry] | None = None,
+) -> Table:
+    """Read a layer once, from compressed bytes to table, checking size, digest and diff ID.
+
+    `known` holds the contents' digests by path where the caller took them while the blob was written: then they are
+    not taken again, since the checksum inside the blob ties what is read to what was written.
+
+    Raises `CorruptImage` when the blob is not what `blob` says, expands past `limit` bytes, or is no tar archive.
+    """
+    reader = Reader(file, blob.media_type, limit=limit)
+    builder = _TableBuilder(reader, sink, known)
+    fault: CorruptImage | None = None
+    try:
+        builder.read()
+    except UnsafeLayer as error:
+        builder.problems.append(str(error))
+    except Bomb as error:
+        raise CorruptImage(f"layer {blob.digest}: {error}") from None
+    except CorruptImage as error:
+        fault = error  # a damaged blob explains any fault better than the fault itself
+    reader.drain()
+    if (reader.input_size, reader.digest) != (blob.size, blob.digest):
+        raise CorruptImage(
+            f"layer {blob.digest} is damaged: {blob.size:,} bytes were expected, and {reader.input_size:,} bytes "
+            f"with digest {reader.digest} are there; fetch the image again"
+        )
+    if fault is not None:
+        raise CorruptImage(f"layer {blob.digest} is no archive that clients can read: {fault}; rebuild the image")
+    if blob.diff_id and blob.diff_id != reader.diff_id and not builder.problems:
+        raise CorruptImage(
+            f"layer {blob.digest} expands to {reader.diff_id}, but the image's config says {blob.diff_id}: "
+            "manifest and config do not belong together; rebuild the image"
+        )
+    return builder.table()
+
+
+class _TableBuilder:
+    """Turns the members of one archive into a table."""
+
+    def __init__(self, reader: Reader, sink: Sink | None, known: Mapping[str, Entry] | None) -> None:
+        self._reader = reader
+        self._sink = sink
+        self._known = known
+        self._entries: dict[str, Entry] = {ROOT: Entry("d", UNKNOWN_MODE, 0, 0)}
+        self._whiteouts: list[str] = []
+        self._opaque: list[str] = []
+        self._hardlinks: dict[str, tuple[str, Entry]] = {}
+        self._spans: list[tuple[Entry, int, int]] = []
+        self.problems: list[str] = []
+
+    def read(self) -> None:
+        reader = self._reader
+        for member in tar.members(reader):
+            path = _normalised(member.name)
+            self._state_parents(path)
+            name = path.rpartition("/")[2]
+            if name.startswith(WHITEOUT):
+                self._add_whiteout(path, name)
+            else:
+                entry = self._add(path, member)
+                if member.size and entry.kind == "f":
+                    self._read_content(path, entry)
+                    reader.skip(-member.size % tar.BLOCK)
+                    self._spans.append((entry, member.offset, reader.consumed))
+                    continue
+                self._spans.append((entry, member.offset, reader.consumed))
+            reader.skip(member.size + (-member.size % tar.BLOCK))
+        reader.finish()
+
+    def table(self) -> Table:
+        self._spread_cost()
+        links = self._resolve_hardlinks()
+        for path in self._whiteouts:
+            if path in self._entries:
+                self.problems.append(f"it both removes and holds {path!r}")
+        problem = "; ".join(self.problems[:3])
+        return Table(self._entries, self._whiteouts, self._opaque, links, problem, self._reader.diff_id)
+
+    def _state_parents(self, path: str) -> None:
+        entries = self._entries
+        parent = entries.get(parent_of(path))
+        if parent is not None and parent.kind == "d":
+            return
+        for above in ancestors(path):
+            entry = entries.get(above)
+            if entry is None or entry.kind == "d":
+                # OSTree overwrites what it knew of *all* ancestors when it makes up one (ostree-repo-libarchive.c).
+                entries[above] = Entry("d", UNKNOWN_MODE, 0, 0)
+            else:
+                raise CorruptImage(f"{path!r} would be written through {above!r}, which is no directory")
+
+    def _add_whiteout(self, path: str, name: str) -> None:
+        parent = parent_of(path)
+        if name == OPAQUE:
+            self._opaque.append(parent)
+        elif not name.startswith(OPAQUE[:8]):  # the rest of ".wh..wh." is AUFS's own
+            hidden = name[len(WHITEOUT) :]
+            self._whiteouts.append(f"{parent}/{hidden}" if parent else hidden)
+
+    def _add(self, path: str, member: Member) -> Entry:
+        entry = Entry(
+            _KINDS.get(member.typeflag, "x"), member.mode, member.uid, member.gid, member.mtime, xattrs=_xattrs(member)
+        )
+        if member.typeflag == tar.HARDLINK:
+            self._hardlinks[path] = (_normalised(member.linkname), entry)
+            return entry
+        if entry.kind == "f":
+            entry.size = member.size
+            entry.sha256 = EMPTY_SHA256
+        elif entry.kind == "l":
+            entry.mode = 0o777
+            entry.target = member.linkname.decode("utf-8", "surrogateescape")
+        elif entry.kind == "x" and path.partition("/")[0] not in UNPACKED_BY_NOBODY:
+            self.problems.append(f"{path!r} is a device or FIFO, which OSTree refuses")
+        before = self._entries.get(path)
+        if before is not None and before.kind != entry.kind:
+            self.problems.append(f"{path!r} occurs twice, with different types")
+        if not is_utf8(path) or not is_utf8(entry.target):
+            self.problems.append(f"{path!r} is not UTF-8")
+        for key, value in entry.xattrs:
+            if not value or b"\n" in value:
+                self.problems.append(f"{path!r} has an attribute {key} that importers cannot read")
+        self._hardlinks.pop(path, None)
+        self._entries[path] = entry
+        return entry
+
+    def _read_content(self, path: str, entry: Entry) -> None:
+        pieces = self._reader.chunks(entry.size)
+        if self._known is not None:
+            entry.sha256 = self._known[path].sha256
+            self._reader.skip(entry.size)
+            return
+        content = hashlib.sha256()
+        if self._sink is None:
+            for piece in pieces:
+                content.update(piece)
+        else:
+            hashed = _hashing(pieces, content)
+            self._sink(path, entry, hashed)
+            for _ in hashed:  # what the sink had no use for
+                pass
+        entry.sha256 = content.digest()
+
+    def _resolve_hardlinks(self) -> dict[str, str]:
+        lower: dict[str, str] = {}
+        for path, (target, link) in self._hardlinks.items():
+            seen = {path}
+            while target in self._hardlinks and target not in seen:
+                seen.add(target)
+                target = self._hardlinks[target][0]
+            first = self._entries.get(target)
+            if first is None or first.kind == "d":
+                lower[path] = target
+                self.problems.append(f"{path!r} is a hard link to {target!r} of another layer")
+                continue
+            if first.kind == "f":
+                first.group = target
+            self._entries[path] = msgspec.structs.replace(first, cost=link.cost)
+        return lower
+
+    def _spread_cost(self) -> None:
+        """Give each entry its share of the compressed bytes, by where it lies in the archive."""
+        pieces = iter(self._reader.pieces)
+        u0 = c0 = 0
+        u1, c1 = next(pieces)
+
+        def compressed(at: int) -> float:
+            nonlocal u0, c0, u1, c1
+            while at > u1:
+                u0, c0 = u1, c1
+                u1, c1 = next(pieces, (at, c1))
+            return c1 if u1 == u0 else c0 + (c1 - c0) * (at - u0) / (u1 - u0)
+
+        for entry, start, end in self._spans:
+            entry.cost = round(-compressed(start) + compressed(end))
+
+
+_KINDS: dict[bytes, Kind] = {tar.REGULAR: "f", tar.HARDLINK: "f", tar.SYMLINK: "l", tar.DIRECTORY: "d"}
+
+
+def _normalised(name: bytes) -> str:
+    """A path relative to the root, without `.` and doubled slashes."""
+    path = name.decode("utf-8", "surrogateescape")
+    if path.startswith("./"):
+        path = path[2:]
+    path = path.rstrip("/")
+    if path.startswith("/") or "./" in path or "//" in path or path.endswith("."):
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise CorruptImage(f"{path!r} tries to leave the image's root")
+        path = "/".join(parts)
+    return path
+
+
+def _xattrs(member: Member) -> tuple[tuple[str, bytes], ...]:
+    return tuple(sorted(pair for pair in member.xattrs.items() if not pair[0].startswith(IGNORED_XATTRS)))
+
+
+def _hashing(pieces: Iterator[memoryview], content: _Hash) -> Iterator[memoryview]:
+    for piece in pieces:
+        content.update(piece)
+        yield piece

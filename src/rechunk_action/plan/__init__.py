@@ -1,0 +1,1 @@
+"""Which entry goes into which layer. Pure: tables in, plans out."""

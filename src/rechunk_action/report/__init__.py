@@ -1,0 +1,1 @@
+"""What a build or an image is worth knowing of."""

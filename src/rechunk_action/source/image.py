@@ -1,0 +1,152 @@
+"""`oci:DIR[:TAG]`: the tree of an image on disk, merged from its layers without unpacking them. Needs no rights.
+
+The layers are read once for their tables and digests; what is needed of the contents is copied into scratch space:
+package databases at once, as planning needs them, other files when a plan asks for them. Nothing is unpacked as files,
+so no name, owner or link of the image can do anything to this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rechunk_action.errors import CorruptImage
+from rechunk_action.oci.compression import bomb_limit
+from rechunk_action.oci.layout import Image, Json
+from rechunk_action.oci.merge import merge
+from rechunk_action.oci.table import Sink, Table, read_table
+from rechunk_action.source.notices import left_out
+from rechunk_action.tree.entry import UNKNOWN_MODE, Entry, Tree
+from rechunk_action.tree.packages import DATABASES
+from rechunk_action.tree.scan import MOUNTED_OVER, PIECE, Faults
+
+Place = tuple[int, str]
+"""Where a content is: index of the layer, path in it."""
+
+
+class ImageSource:
+    """An image as a source. `scratch` is a directory for contents, the caller's to remove."""
+
+    def __init__(self, image: Image, scratch: Path, *, threads: int, drop_bad_xattrs: bool = False) -> None:
+        self.config: Json | None = image.config
+        self._image = image
+        self._threads = threads
+        self._spool = _Spool(scratch)
+        tables = self._read_layers(lambda index: _database_sink(self._spool, index))
+        self._places: dict[str, Place] = {}
+        faults = Faults(drop_bad_xattrs=drop_bad_xattrs)
+        self.tree, skipped = self._merge(tables, faults)
+        faults.check()
+        self.notices = left_out(skipped, faults.dropped)
+
+    def hash(self, advance: Callable[[int], None]) -> None:
+        """Nothing to do: the layers were hashed file by file when they were read."""
+        del advance
+
+    def prepare(self, paths: Collection[str]) -> None:
+        wanted = {self._places[path] for path in paths if self.tree[path].size} - self._spool.spans.keys()
+        if not wanted:
+            return
+        layers = {index for index, _ in wanted}
+
+        def sink_for(index: int) -> Sink | None:
+            if index not in layers:
+                return None
+
+            def sink(path: str, entry: Entry, pieces: Iterator[memoryview]) -> None:
+                if (index, path) in wanted:
+                    self._spool.add((index, path), entry.size, pieces)
+
+            return sink
+
+        self._read_layers(sink_for, only=layers)
+
+    def pieces(self, path: str, size: int) -> Iterator[bytes]:
+        del size
+        return self._spool.pieces(self._places[path])
+
+    def read(self, path: str) -> bytes:
+        if not self.tree[path].size:
+            return b""
+        self.prepare([path])
+        return b"".join(self._spool.pieces(self._places[path]))
+
+    def _read_layers(self, sink_for: Callable[[int], Sink | None], only: Collection[int] | None = None) -> list[Table]:
+        def read(index: int) -> Table:
+            blob = self._image.layers[index]
+            with self._image.open(blob) as file:
+                return read_table(file, blob, limit=bomb_limit(blob.size), sink=sink_for(index))
+
+        indexes = range(len(self._image.layers)) if only is None else sorted(only)
+        with ThreadPoolExecutor(self._threads) as pool:
+            return list(pool.map(read, indexes))
+
+    def _merge(self, tables: list[Table], faults: Faults) -> tuple[Tree, Counter[str]]:
+        """The tree that the layers make, and what no image of ours can hold."""
+        tree: Tree = {}
+        skipped: Counter[str] = Counter()
+        groups: dict[Place, list[str]] = {}
+        for path, (index, entry) in merge(tables, "described").items():
+            if path.partition("/")[0] in MOUNTED_OVER and "/" in path:
+                continue
+            if entry.kind == "x":
+                skipped["device or FIFO"] += 1
+                continue
+            faults.name(path, entry.target)
+            place = (index, entry.group or path)
+            tree[path] = Entry(
+                entry.kind,
+                entry.mode if entry.mode != UNKNOWN_MODE else 0o755,
+                entry.uid,
+                entry.gid,
+                0 if entry.is_dir else entry.mtime,
+                entry.size,
+                entry.sha256,
+                entry.target,
+                faults.xattrs(path, entry.xattrs),
+            )
+            if entry.kind == "f":
+                self._places[path] = place
+                groups.setdefault(place, []).append(path)
+        for paths in groups.values():
+            for path in paths if len(paths) > 1 else ():
+                tree[path].group = min(paths)
+        if len(tree) <= 1:
+            raise CorruptImage(f"{self._image.layout} holds an image without any file: build it again")
+        return tree, skipped
+
+
+class _Spool:
+    """Contents in one nameless file, each in a span of its own. Threads may add at the same time."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # lives as long as the spool
+        self._lock = threading.Lock()
+        self._end = 0
+        self.spans: dict[Place, tuple[int, int]] = {}
+
+    def add(self, place: Place, size: int, pieces: Iterator[memoryview]) -> None:
+        with self._lock:
+            at = self._end
+            self._end += size
+            self.spans[place] = (at, size)
+        for piece in pieces:
+            at += os.pwrite(self._file.fileno(), piece, at)
+
+    def pieces(self, place: Place) -> Iterator[bytes]:
+        start, size = self.spans[place]
+        for at in range(start, start + size, PIECE):
+            yield os.pread(self._file.fileno(), min(PIECE, start + size - at), at)
+
+
+def _database_sink(spool: _Spool, index: int) -> Sink:
+    def sink(path: str, entry: Entry, pieces: Iterator[memoryview]) -> None:
+        if path.startswith(DATABASES):
+            spool.add((index, path), entry.size, pieces)
+
+    return sink

@@ -1,0 +1,76 @@
+"""Packages of Debian and its kin: a list of paths for each, in plain text.
+
+`info/NAME.list`, or `info/NAME:ARCH.list` where several architectures may be installed side by side, holds a
+package's paths; `status` holds its architecture. Everything else in `info` that bears the package's name was
+installed with it and is its own too. A diversion moves a path aside for all packages but the one that asked for it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from rechunk_action.tree.packages.links import Links
+
+HOMES = ("var/lib/dpkg", "usr/lib/sysimage/dpkg")
+"""dpkg's own place, and where images whose `/var` must be empty put it."""
+
+
+def packages(links: Links, read: Callable[[str], bytes]) -> dict[str, list[str]]:
+    """Component -> the paths it lists, for each package of the first database found."""
+    for home in HOMES:
+        status = links.file(f"{home}/status")
+        info = links.directory(f"{home}/info")
+        if status is not None and info is not None:
+            break
+    else:
+        return {}
+
+    architectures = _architectures(_text(read(status)))
+    diversions_file = links.file(f"{home}/diversions")
+    diversions = _diversions(_text(read(diversions_file))) if diversions_file is not None else {}
+
+    metadata: dict[str, list[str]] = defaultdict(list)
+    start = len(info) + 1
+    for path in links.below(info):
+        metadata[path[start:].rpartition(".")[0]].append(path)
+
+    found: dict[str, list[str]] = {}
+    for package, own in metadata.items():
+        name, _, architecture = package.partition(":")
+        architecture = architecture or architectures.get(name, "")
+        listing = links.file(f"{info}/{package}.list")
+        if listing is None or not architecture:
+            continue
+        paths = _text(read(listing)).split("\n")
+        if diversions:
+            paths = [_diverted(path, name, diversions) for path in paths]
+        found[f"dpkg:{name}:{architecture}"] = [path[1:] for path in paths] + own
+    return found
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "replace")
+
+
+def _architectures(status: str) -> dict[str, str]:
+    """Package -> architecture. Of a package with several only one is kept: the names of its lists tell them anyway."""
+    found: dict[str, str] = {}
+    package = ""
+    for line in status.split("\n"):
+        if line.startswith("Package:"):
+            package = line[8:].strip()
+        elif line.startswith("Architecture:"):
+            found[package] = line[13:].strip()
+    return found
+
+
+def _diversions(text: str) -> dict[str, tuple[str, str]]:
+    """Path -> where it is diverted to, and the package that is not diverted. The file has three lines for each."""
+    lines = text.split("\n")
+    return {path: (aside, package) for path, aside, package in zip(lines[::3], lines[1::3], lines[2::3], strict=False)}
+
+
+def _diverted(path: str, package: str, diversions: dict[str, tuple[str, str]]) -> str:
+    aside, exempt = diversions.get(path, (path, package))
+    return path if package == exempt else aside

@@ -1,0 +1,241 @@
+"""A directory on disk as a tree: one walk for metadata, then contents hashed in parallel.
+
+What an image cannot carry never gets past here. Some things are left out, since they are not part of an image:
+sockets, devices and FIFOs, and the contents of directories that a running system mounts over. Others are refused,
+because leaving them out would lose something silently: names that are not UTF-8, names that mean "removed" to
+clients, attribute values that break importers (ostree-ext splits PAX records at newlines and loses empty values).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from rechunk_action.errors import EnvironmentLack, InputError, UnsupportedTree
+from rechunk_action.tree.entry import EMPTY_SHA256, IGNORED_XATTRS, ROOT, Entry, Tree, is_utf8, link_groups
+
+MOUNTED_OVER = frozenset({"proc", "sys", "dev", "run", "tmp", "sysroot"})
+"""Top-level directories whose contents belong to the running system and not to the image."""
+
+PIECE = 1 << 20
+"""Bytes read at once: most files take one system call."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass
+class Scan:
+    """A tree and what was left out of it: `skipped` counts devices, FIFOs and sockets, `dropped_xattrs` the attributes
+    that were given up on request."""
+
+    tree: Tree
+    skipped: Counter[str] = field(default_factory=Counter)
+    dropped_xattrs: int = 0
+
+
+def scan(root: str, *, drop_bad_xattrs: bool = False) -> Scan:
+    """Walk a directory. Contents are not read: every file of some size has an empty digest.
+
+    Raises `InputError` when the directory is missing, unreadable or empty, `UnsupportedTree` for what no client takes.
+    """
+    _check_root(root)
+    found = Scan({})
+    faults = Faults(drop_bad_xattrs)
+    inodes: dict[tuple[int, int], list[str]] = {}
+    for path, status, full in _walk(root):
+        entry = _entry(full, status, faults, path)
+        if entry is None:
+            found.skipped[_KIND_NAMES.get(stat.S_IFMT(status.st_mode), "unknown object")] += 1
+            continue
+        found.tree[path] = entry
+        if status.st_nlink > 1 and entry.kind == "f":
+            inodes.setdefault((status.st_dev, status.st_ino), []).append(path)
+    for paths in inodes.values():
+        if len(paths) > 1:
+            for path in paths:
+                found.tree[path].group = min(paths)
+    faults.check()
+    found.dropped_xattrs = faults.dropped
+    if len(found.tree) == 1:
+        raise InputError(f"{root} is an empty directory: name the root file system of the image")
+    return found
+
+
+def hash_files(root: str, tree: Tree, paths: Iterable[str], *, threads: int, advance: Advance) -> None:
+    """Read the named regular files once and fill in their digests. `advance` is told of bytes as they are done."""
+
+    def hash_batch(batch: Sequence[str]) -> None:
+        for path in batch:
+            entry = tree[path]
+            entry.sha256 = _hash_file(f"{root}/{path}", entry.size)
+        advance(sum(tree[path].size for path in batch))
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(hash_batch, list(_batches(tree, paths))):
+            pass
+    for members in link_groups(tree.items()).values():
+        read = next((tree[path].sha256 for path in members if tree[path].sha256), b"")
+        for path in members:
+            tree[path].sha256 = read
+
+
+def file_pieces(full: str) -> Iterator[bytes]:
+    """A file's content, read in order."""
+    try:
+        descriptor = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise unreadable(full, error) from None
+    try:
+        while data := os.read(descriptor, PIECE):
+            yield data
+    finally:
+        os.close(descriptor)
+
+
+def unreadable(path: str, error: OSError) -> InputError | EnvironmentLack:
+    """What to tell the user when a part of the source cannot be read."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return EnvironmentLack(f"no right to read {path}: run as root, as an image's files belong to many users")
+    return InputError(f"{path} cannot be read ({error.strerror}): check the source and build again")
+
+
+class Faults:
+    """Collects what a tree holds that no client can take, to report it at once."""
+
+    def __init__(self, drop_bad_xattrs: bool) -> None:
+        self._drop = drop_bad_xattrs
+        self._names: list[str] = []
+        self._xattrs: list[str] = []
+        self.dropped = 0
+
+    def name(self, path: str, target: str = "") -> None:
+        """Take note of a name (and a link's target) that cannot be written."""
+        name = path.rpartition("/")[2]
+        if not is_utf8(path) or not is_utf8(target):
+            self._names.append(f"{os.fsencode(path)!r} is not valid UTF-8")
+        elif name.startswith(".wh."):
+            self._names.append(f"{path!r} has the prefix .wh., which tells clients to remove a file")
+
+    def xattrs(self, path: str, pairs: Iterable[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
+        """The attributes that can be written, sorted by name."""
+        good = []
+        for key, value in pairs:
+            if value and b"\n" not in value and is_utf8(key) and "=" not in key:
+                good.append((key, value))
+            else:
+                self._xattrs.append(f"attribute {key} of {path!r}")
+        return tuple(sorted(good))
+
+    def check(self) -> None:
+        """Raises `UnsupportedTree` naming the first paths at fault."""
+        if self._names:
+            raise UnsupportedTree(f"{_listed(self._names)}: image clients cannot take such names; rename or remove them")
+        if self._xattrs and not self._drop:
+            raise UnsupportedTree(
+                f"{_listed(self._xattrs)}: importers fail on a value that holds a newline byte and lose an empty one; "
+                "remove the attribute (setfattr -x), or leave such attributes out with --drop-bad-xattrs"
+            )
+        self.dropped = len(self._xattrs)
+
+
+_KIND_NAMES = {
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+}
+
+
+def _check_root(root: str) -> None:
+    try:
+        mode = os.stat(root).st_mode
+    except FileNotFoundError:
+        raise InputError(f"{root} does not exist: name the root file system of the image") from None
+    except OSError as error:
+        raise unreadable(root, error) from None
+    if not stat.S_ISDIR(mode):
+        raise InputError(f"{root} is not a directory: name the root file system of the image")
+
+
+def _walk(root: str) -> Iterator[tuple[str, os.stat_result, str]]:
+    """Every path below root, parents first: relative path, status, path to open."""
+    yield ROOT, os.stat(root), root
+    pending = [(ROOT, root)]
+    while pending:
+        path, full = pending.pop()
+        prefix = f"{path}/" if path else ""
+        try:
+            with os.scandir(full) as children:
+                for child in children:
+                    status = child.stat(follow_symlinks=False)
+                    below = prefix + child.name
+                    yield below, status, child.path
+                    if stat.S_ISDIR(status.st_mode) and below not in MOUNTED_OVER:
+                        pending.append((below, child.path))
+        except OSError as error:
+            raise unreadable(full, error) from None
+
+
+def _entry(full: str, status: os.stat_result, faults: Faults, path: str) -> Entry | None:
+    mode = status.st_mode
+    if stat.S_ISREG(mode):
+        size = status.st_size
+        entry = Entry("f", mode & 0o7777, status.st_uid, status.st_gid, int(status.st_mtime), size)
+        if not size:
+            entry.sha256 = EMPTY_SHA256
+    elif stat.S_ISDIR(mode):
+        entry = Entry("d", mode & 0o7777, status.st_uid, status.st_gid)
+    elif stat.S_ISLNK(mode):
+        entry = Entry("l", 0o777, status.st_uid, status.st_gid, int(status.st_mtime), target=os.readlink(full))
+    else:
+        return None
+    faults.name(path, entry.target)
+    names = os.listxattr(full, follow_symlinks=False)
+    if names:
+        entry.xattrs = faults.xattrs(path, _xattrs(full, names))
+    return entry
+
+
+def _xattrs(full: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    for name in names:
+        if not name.startswith(IGNORED_XATTRS):
+            yield name, os.getxattr(full, name, follow_symlinks=False)
+
+
+def _hash_file(full: str, size: int) -> bytes:
+    if size > PIECE:
+        content = hashlib.sha256()
+        for piece in file_pieces(full):
+            content.update(piece)
+        return content.digest()
+    return hashlib.sha256(b"".join(file_pieces(full))).digest()
+
+
+def _batches(tree: Tree, paths: Iterable[str]) -> Iterator[list[str]]:
+    """Batches of a few megabytes, so that threads neither wait for each other nor for the interpreter."""
+    batch: list[str] = []
+    size = 0
+    seen: set[str] = set()
+    for path in paths:
+        entry = tree[path]
+        if entry.sha256 or entry.kind != "f" or (entry.group and entry.group in seen):
+            continue
+        seen.add(entry.group)
+        batch.append(path)
+        size += entry.size
+        if size > 4 * PIECE or len(batch) >= 64:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _listed(faults: Sequence[str]) -> str:
+    more = f" (and {len(faults) - 3:,} more)" if len(faults) > 3 else ""
+    return ", ".join(faults[:3]) + more

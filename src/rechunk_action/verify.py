@@ -1,0 +1,66 @@
+"""Does an image, merged as clients merge it, equal a tree?
+
+Both merge rules must give exactly the tree. Ignored is only what clients cannot show: mtimes, and under OSTree's rule
+the metadata of the root directory, which its importer makes up (0755, root).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rechunk_action.oci.merge import RULES, Rule, View, merge, unchanged
+from rechunk_action.oci.table import Table
+from rechunk_action.tree.entry import ROOT, UNKNOWN_MODE, Entry, Tree, link_groups
+
+_CLIENTS = {"first": "OSTree", "last": "overlay"}
+
+
+def differences(tables: Sequence[Table], tree: Tree) -> list[str]:
+    """How the merged layers differ from the tree, a sentence each, sorted by path. Empty when they are equal."""
+    found: list[str] = []
+    for rule in RULES:
+        view = merge(tables, rule)
+        found += (f"{text} (as {_CLIENTS[rule]} merges)" for text in _differences(view, tree, rule))
+    return found
+
+
+def _differences(view: View, tree: Tree, rule: Rule) -> Iterator[str]:
+    same = unchanged(view, tree)
+    if rule == "first":
+        same.add(ROOT)
+    if len(same) == len(tree) == len(view):
+        return
+    groups = link_groups(tree.items())
+    for path in sorted(tree.keys() | view.keys()):
+        if path in same:
+            continue
+        shown = view[path][1] if path in view else None
+        wanted = tree.get(path)
+        yield f"/{path}: " + _difference(shown, wanted, groups.get(wanted.group, [path]) if wanted else [])
+
+
+def _difference(shown: Entry | None, wanted: Entry | None, links: Sequence[str]) -> str:
+    if shown is None:
+        return "missing"
+    if wanted is None:
+        return "should not be there"
+    facts = [
+        f"{name} {_text(is_)}, should be {_text(should)}"
+        for name, is_, should in (
+            ("type", shown.kind, wanted.kind),
+            ("mode", shown.mode, wanted.mode),
+            ("owner", f"{shown.uid}:{shown.gid}", f"{wanted.uid}:{wanted.gid}"),
+            ("size", shown.size, wanted.size),
+            ("content", shown.sha256.hex()[:12], wanted.sha256.hex()[:12]),
+            ("target", shown.target, wanted.target),
+            ("attributes", dict(shown.xattrs), dict(wanted.xattrs)),
+        )
+        if is_ != should
+    ]
+    if not facts:
+        facts.append("hard links are not exactly " + ", ".join(f"/{link}" for link in links[:3]))
+    return "; ".join(fact.replace(_text(UNKNOWN_MODE), "unstated") for fact in facts)
+
+
+def _text(value: object) -> str:
+    return f"{value:#o}" if isinstance(value, int) and value < 0o10000 else repr(value)
