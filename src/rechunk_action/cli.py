@@ -57,7 +57,7 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-class _NameType(click.ParamType):
+class _NameType(click.ParamType[Name]):
     """An image or tree by its name."""
 
     def __init__(self, *transports: str) -> None:
@@ -69,7 +69,7 @@ class _NameType(click.ParamType):
         return value if isinstance(value, Name) else parse_name(value, allowed=self._transports)
 
 
-class _CompressionType(click.ParamType):
+class _CompressionType(click.ParamType[Compression]):
     name = "zstd|gzip[:LEVEL]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Compression:
@@ -212,10 +212,8 @@ def build(
 def verify(
     image: Name, source: Name, drop_bad_xattrs: bool, threads: int, as_json: bool, quiet: bool, verbose: bool
 ) -> None:
-    """Does IMAGE, merged as clients merge it, equal SOURCE?"""
-    report = run_verify(
-        image, source, _progress(quiet, verbose), threads=threads, drop_bad_xattrs=drop_bad_xattrs
-    )
+    """Check that IMAGE, merged as clients merge it, equals SOURCE."""
+    report = run_verify(image, source, _progress(quiet, verbose), threads=threads, drop_bad_xattrs=drop_bad_xattrs)
     if as_json:
         _print_json(report)
     else:
@@ -244,6 +242,8 @@ def _print_json(document: Any) -> None:
 
 
 def _cancel(signum: int, frame: FrameType | None) -> NoReturn:
+    """A request to stop is handled as Ctrl-C is: everything is cleaned up on the way out."""
+    del signum, frame
     raise KeyboardInterrupt
 
 

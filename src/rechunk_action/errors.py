@@ -27,10 +27,6 @@ class CorruptImage(InputError):
     """An image does not hold what its manifest says: a wrong digest or size, a broken archive, a bomb."""
 
 
-class UnsafeLayer(CorruptImage):
-    """A layer is readable, but image clients would disagree about what it means."""
-
-
 class Bomb(CorruptImage):
     """A blob expands far beyond what any real layer does."""
 

@@ -7,11 +7,11 @@ the merged result was compared with the source.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from rechunk_action.errors import InputError, VerificationFailed
@@ -46,6 +46,7 @@ from rechunk_action.source.directory import DirectorySource
 from rechunk_action.source.image import ImageSource
 from rechunk_action.source.names import Name
 from rechunk_action.tree.components import components
+from rechunk_action.tree.scan import Hasher
 from rechunk_action.verify import differences
 
 SHOWN = 20
@@ -54,7 +55,10 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `build` was asked for. `max_overhead` is a share, `created` in seconds since 1970 (None: from the source)."""
+    """What `build` was asked for.
+
+    `max_overhead` is a share, `created` in seconds since 1970 (None: from the source).
+    """
 
     source: Name
     output: Name
@@ -93,17 +97,23 @@ class Layer:
 
 def build(options: BuildOptions, progress: Progress) -> Json:
     """Rechunk a source into an output. Returns the report that `--json` prints."""
-    with LayoutWriter(options.output.path, options.output.tag) as writer:
-        with progress.phase("scan", f"read {options.source}"):
+    previous, reason = _previous(options, progress)
+    with LayoutWriter(options.output.path, options.output.tag) as writer, ThreadPoolExecutor(1) as beside:
+        # Checking the previous blobs takes a processor that the walk leaves idle.
+        checked = beside.submit(_keep_all, previous, writer)
+        with progress.phase("scan", f"read {options.source}") as advance:
             source = open_source(
-                options.source, writer.scratch, threads=options.threads, drop_bad_xattrs=options.drop_bad_xattrs
+                options.source,
+                writer.scratch,
+                threads=options.threads,
+                drop_bad_xattrs=options.drop_bad_xattrs,
+                advance=advance if previous else None,
             )
         for notice in source.notices:
             progress.notice(notice)
         config = load_config(options.config) if options.config else source.config
-        previous, reason = _previous(options, config, progress)
         if previous:
-            _hash(source, progress)
+            _check_architecture(previous, config)
         with progress.phase("plan", "plan layers"):
             plan = _plan(source, previous, options)
         if previous and not plan.kept:
@@ -111,8 +121,9 @@ def build(options: BuildOptions, progress: Progress) -> Json:
         _explain(plan, reason, progress)
         with progress.phase("write", "write layers", sum(new.archive_size(source.tree) for new in plan.new)) as advance:
             written = _write(plan, source, writer, options, update=previous is not None, advance=advance)
+            checked.result()
             layers = _assemble(plan, previous, written)
-            _keep(previous, plan, writer, options)
+            writer.limit({layer.blob.digest for layer in layers})
         if options.verify:
             with progress.phase("verify", "verify the merged image"):
                 found = differences([layer.table for layer in layers], source.tree)
@@ -127,9 +138,8 @@ def build(options: BuildOptions, progress: Progress) -> Json:
 def verify(image: Name, source: Name, progress: Progress, *, threads: int, drop_bad_xattrs: bool) -> Json:
     """Compare an image, merged as clients merge it, with a source. Raises `VerificationFailed` when they differ."""
     with tempfile.TemporaryDirectory(prefix="rechunk-") as scratch:
-        with progress.phase("scan", f"read {source}"):
-            tree = open_source(source, Path(scratch), threads=threads, drop_bad_xattrs=drop_bad_xattrs)
-        _hash(tree, progress)
+        with progress.phase("scan", f"read {source}") as advance:
+            tree = open_source(source, Path(scratch), threads=threads, drop_bad_xattrs=drop_bad_xattrs, advance=advance)
         with progress.phase("read", f"read {image}"):
             read = read_image(image.path, image.tag)
             tables = [layer.table for layer in _read_layers(read, threads, stored=False)]
@@ -156,32 +166,40 @@ def compare(old: Name, new: Name, progress: Progress, *, threads: int) -> Compar
     return compare_layers(was.layers, image.layers, by_component)
 
 
-def open_source(name: Name, scratch: Path, *, threads: int, drop_bad_xattrs: bool) -> Source:
-    """A tree by its name. `scratch` is a directory for what cannot be read in place."""
-    if name.transport == "dir":
-        return DirectorySource(str(name.path), threads=threads, drop_bad_xattrs=drop_bad_xattrs)
-    image = read_image(name.path, name.tag)
-    return ImageSource(image, scratch, threads=threads, drop_bad_xattrs=drop_bad_xattrs)
+def open_source(name: Name, scratch: Path, *, threads: int, drop_bad_xattrs: bool, advance: Advance | None) -> Source:
+    """A tree by its name. `scratch` is a directory for what cannot be read in place.
+
+    With `advance`, which is told of bytes as they are read, every file has its digest. Without, one that costs a read
+    gets it when it is read for another reason.
+    """
+    if name.transport == "oci":
+        image = read_image(name.path, name.tag)
+        return ImageSource(image, scratch, threads=threads, drop_bad_xattrs=drop_bad_xattrs)
+    if advance is None:
+        return DirectorySource(str(name.path), drop_bad_xattrs=drop_bad_xattrs)
+    with Hasher(threads, advance) as hasher:
+        return DirectorySource(str(name.path), hasher=hasher, drop_bad_xattrs=drop_bad_xattrs)
 
 
-def _previous(options: BuildOptions, config: Json | None, progress: Progress) -> tuple[Previous | None, str | None]:
+def _previous(options: BuildOptions, progress: Progress) -> tuple[Previous | None, str | None]:
     """The previous image, or the reason for a fresh one."""
     name = options.prev_ref
-    if name is None:
+    if options.fresh or name is None:
         return None, "requested" if options.fresh else "first build"
     image = read_image(name.path, name.tag)
-    wanted = (config or {}).get("architecture") or host_architecture()
-    if image.architecture != wanted:
-        raise InputError(
-            f"the previous image {name} is for {image.architecture or 'no architecture'} and the source for {wanted}: "
-            "give --prev-ref an image of the same architecture"
-        )
-    if options.fresh:
-        return None, "requested"
     if CHUNKED_LABEL in image.labels:
         return None, "previous image is OSTree-chunked"
     with progress.phase("previous", f"read {name}"):
         return Previous(f"{name}@{image.digest}", image, _read_layers(image, options.threads, stored=True)), None
+
+
+def _check_architecture(previous: Previous, config: Json | None) -> None:
+    wanted = (config or {}).get("architecture") or host_architecture()
+    if previous.image.architecture != wanted:
+        raise InputError(
+            f"the previous image {previous.ref} is for {previous.image.architecture or 'no architecture'} and the "
+            f"source for {wanted}: give --prev-ref an image of the same architecture"
+        )
 
 
 def _read_layers(image: Image, threads: int, *, stored: bool) -> list[Published]:
@@ -196,13 +214,6 @@ def _read_layers(image: Image, threads: int, *, stored: bool) -> list[Published]
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(read, image.layers))
-
-
-def _hash(source: Source, progress: Progress) -> None:
-    missing = sum(entry.size for entry in source.tree.values() if entry.kind == "f" and not entry.sha256)
-    if missing:
-        with progress.phase("scan", "hash contents", missing) as advance:
-            source.hash(advance)
 
 
 def _plan(source: Source, previous: Previous | None, options: BuildOptions) -> Plan:
@@ -272,19 +283,11 @@ def _assemble(plan: Plan, previous: Previous | None, written: Sequence[Written])
     return layers
 
 
-def _keep(previous: Previous | None, plan: Plan, writer: LayoutWriter, options: BuildOptions) -> None:
-    if previous is None:
-        return
-    image = previous.image
-
-    def keep(index: int) -> None:
-        layer = previous.layers[index]
-        writer.keep(image, layer.blob)
-        writer.keep_table(image, layer.blob, layer.table)
-
-    with ThreadPoolExecutor(options.threads) as pool:
-        for _ in pool.map(keep, plan.kept):
-            pass
+def _keep_all(previous: Previous | None, writer: LayoutWriter) -> None:
+    """Take over every layer of the previous image, checked. Those that the plan drops go again."""
+    if previous:
+        for layer in previous.layers:
+            writer.keep(previous.image, layer.blob, layer.table)
 
 
 def _finish(
@@ -322,9 +325,10 @@ def _finish(
 
 def _created(config: Json | None, source: Source) -> int:
     """When the built image says it was made, else its newest file: properties of the input, so that the same input
-    gives the same image."""
+    gives the same image.
+    """
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        return int(datetime.datetime.fromisoformat((config or {})["created"]).timestamp())
+        return int(datetime.fromisoformat((config or {})["created"]).timestamp())
     return max(0, *(entry.mtime for entry in source.tree.values()))
 
 

@@ -55,7 +55,12 @@ class Progress:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
         from rich.progress import Progress as Bars  # noqa: PLC0415
 
-        columns = (TextColumn("{task.description}"), BarColumn(), *([DownloadColumn()] if total else []), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *([DownloadColumn()] if total else []),
+            TimeElapsedColumn(),
+        )
         with Bars(*columns, console=Console(file=self._stream), transient=True) as bars:
             task = bars.add_task(title, total=total)
             yield lambda done: bars.advance(task, done)

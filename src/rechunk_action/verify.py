@@ -1,4 +1,4 @@
-"""Does an image, merged as clients merge it, equal a tree?
+"""Whether an image, merged as clients merge it, equals a tree.
 
 Both merge rules must give exactly the tree. Ignored is only what clients cannot show: mtimes, and under OSTree's rule
 the metadata of the root directory, which its importer makes up (0755, root).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rechunk_action.oci.merge import RULES, Rule, View, merge, unchanged
+from rechunk_action.oci.merge import RULES, Rule, View, merge, unchanged, wanted_of
 from rechunk_action.oci.table import Table
 from rechunk_action.tree.entry import ROOT, UNKNOWN_MODE, Entry, Tree, link_groups
 
@@ -17,15 +17,16 @@ _CLIENTS = {"first": "OSTree", "last": "overlay"}
 
 def differences(tables: Sequence[Table], tree: Tree) -> list[str]:
     """How the merged layers differ from the tree, a sentence each, sorted by path. Empty when they are equal."""
-    found: list[str] = []
+    found = [f"layer {number}: {table.problem}" for number, table in enumerate(tables, 1) if table.problem]
+    wanted = [wanted_of(table, tree) for table in tables]
     for rule in RULES:
         view = merge(tables, rule)
-        found += (f"{text} (as {_CLIENTS[rule]} merges)" for text in _differences(view, tree, rule))
+        same = unchanged(view, tree, wanted)
+        found += (f"{text} (as {_CLIENTS[rule]} merges)" for text in _differences(view, same, tree, rule))
     return found
 
 
-def _differences(view: View, tree: Tree, rule: Rule) -> Iterator[str]:
-    same = unchanged(view, tree)
+def _differences(view: View, same: set[str], tree: Tree, rule: Rule) -> Iterator[str]:
     if rule == "first":
         same.add(ROOT)
     if len(same) == len(tree) == len(view):
@@ -62,5 +63,8 @@ def _difference(shown: Entry | None, wanted: Entry | None, links: Sequence[str])
     return "; ".join(fact.replace(_text(UNKNOWN_MODE), "unstated") for fact in facts)
 
 
+_MODES = 0o7777
+
+
 def _text(value: object) -> str:
-    return f"{value:#o}" if isinstance(value, int) and value < 0o10000 else repr(value)
+    return f"{value:#o}" if isinstance(value, int) and value <= _MODES else repr(value)

@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 import zstandard
 from zlib_ng import zlib_ng
 
-from rechunk_action.errors import Bomb, CorruptImage, InputError, UnsafeLayer
+from rechunk_action.errors import Bomb, CorruptImage, InputError
 
 MEDIA_TYPES = {
     "application/vnd.oci.image.layer.v1.tar": "none",
@@ -33,8 +33,9 @@ PIECE = 1 << 18
 INPUT_PIECE = 1 << 14
 """Compressed bytes read at once. Small, so that a position in the output maps closely to one in the blob."""
 
-BOMB_RATIO, BOMB_FLOOR = 400, 64 << 20
-"""A blob of another builder that expands past both (times its size, bytes) is refused. Real layers stay below 50."""
+BOMB_RATIO, BOMB_FLOOR = 400, 512 << 20
+"""A blob that expands past both (times its size, bytes) is refused. Real layers stay below 50, but for one that holds
+little else than a sparse file: those are rarely larger than the floor."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ _ONE_GZIP_MEMBER = 31  # zlib's wbits: a 32 KiB window in a gzip wrapper
 
 
 class Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
+    """Both libraries' one-pass compressors."""
+
+    def compress(self, data: bytes | memoryview, /) -> bytes: ...
     def flush(self) -> bytes: ...
 
 
 ZSTD_LEVELS, GZIP_LEVELS = range(1, 20), range(1, 10)
-DEFAULTS = {"zstd": Compression("zstd", 3, 12), "gzip": Compression("gzip", 6, 9)}
+DEFAULTS = {"zstd": Compression("zstd", 3, 9), "gzip": Compression("gzip", 6, 9)}
 """Levels by measurement: see docs/architecture.md, "Compression levels"."""
 
 
@@ -94,7 +97,7 @@ class Reader:
         if method is None:
             raise InputError(f"layers of type {media_type} cannot be read; rebuild the image with gzip or zstd layers")
         self._raw = _CountingFile(blob)
-        self._next = {"none": self._raw.read, "gzip": _gunzip(self._raw), "zstd": _unzstd(self._raw)}[method]
+        self._data = _DATA[method](self._raw)
         self._hash = hashlib.sha256()
         self._limit = limit
         self._buffer = memoryview(b"")
@@ -154,8 +157,13 @@ class Reader:
     def input_size(self) -> int:
         return self._raw.position
 
+    @property
+    def problem(self) -> str:
+        """Why clients would read another archive, as far as it is read; `""` when they would not."""
+        return self._data.problem
+
     def _fill(self) -> bool:
-        data = self._next(PIECE)
+        data = self._data.read(PIECE)
         if not data:
             return False
         self._hash.update(data)
@@ -194,34 +202,71 @@ class _CountingFile:
         return "sha256:" + self._hash.hexdigest()
 
 
-def _unzstd(raw: _CountingFile) -> Callable[[int], bytes]:
-    reader = zstandard.ZstdDecompressor().stream_reader(raw, read_size=INPUT_PIECE, read_across_frames=True)  # type: ignore[arg-type]
+class _Plain:
+    """A blob that is not compressed."""
 
-    def read(n: int) -> bytes:
+    def __init__(self, raw: _CountingFile) -> None:
+        self.problem = ""
+        self.read = raw.read
+
+
+class _Zstd:
+    """All frames of a zstd blob, as clients read them."""
+
+    def __init__(self, raw: _CountingFile) -> None:
+        self.problem = ""
+        decompressor = zstandard.ZstdDecompressor()
+        self._reader = decompressor.stream_reader(raw, read_size=INPUT_PIECE, read_across_frames=True)  # type: ignore[arg-type]
+
+    def read(self, n: int) -> bytes:
         try:
-            return reader.read(n)
+            return self._reader.read(n)
         except zstandard.ZstdError as error:
             raise CorruptImage(f"the zstd data is damaged ({error})") from None
 
-    return read
 
+class _Gzip:
+    """All members of a gzip blob. Docker reads them all; OSTree's importer drops all but the first without a word."""
 
-def _gunzip(raw: _CountingFile) -> Callable[[int], bytes]:
-    inflate = zlib_ng.decompressobj(_ONE_GZIP_MEMBER)
+    def __init__(self, raw: _CountingFile) -> None:
+        self.problem = ""
+        self._raw = raw
+        self._inflate = zlib_ng.decompressobj(_ONE_GZIP_MEMBER)
+        self._ahead = b""
 
-    def read(n: int) -> bytes:
+    def read(self, n: int) -> bytes:
         try:
-            while not inflate.eof:
-                data = inflate.unconsumed_tail or raw.read(INPUT_PIECE)
-                output = inflate.decompress(data, n)
+            while not self._inflate.eof or self._next_member():
+                data = self._ahead or self._inflate.unconsumed_tail or self._raw.read(INPUT_PIECE)
+                self._ahead = b""
+                output = self._inflate.decompress(data, n)
                 if output:
                     return output
-                if not data:
+                if not data and not self._inflate.eof:
                     raise CorruptImage("the gzip data ends too early: the blob is truncated")
         except zlib_ng.error as error:  # type: ignore[misc]  # the stubs call it a function
             raise CorruptImage(f"the gzip data is damaged ({error})") from None
-        if inflate.unused_data.strip(b"\0") or raw.read(1):
-            raise UnsafeLayer("the layer has more than one gzip member, of which clients read only the first")
         return b""
 
-    return read
+    def _next_member(self) -> bool:
+        """Turn to the member behind this one and its padding, if there is one."""
+        self._ahead = self._inflate.unused_data.lstrip(b"\0")
+        while not self._ahead:
+            data = self._raw.read(INPUT_PIECE)
+            if not data:
+                return False
+            self._ahead = data.lstrip(b"\0")
+        self._inflate = zlib_ng.decompressobj(_ONE_GZIP_MEMBER)
+        self.problem = "it has more than one gzip member, of which some clients read only the first"
+        return True
+
+
+class _Data(Protocol):
+    """What a blob holds. `problem` is the one of `Reader`."""
+
+    problem: str
+
+    def read(self, n: int, /) -> bytes: ...
+
+
+_DATA: dict[str, Callable[[_CountingFile], _Data]] = {"none": _Plain, "gzip": _Gzip, "zstd": _Zstd}

@@ -7,9 +7,9 @@ this tool did. Labels that would make a client take the image for an OSTree-chun
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ def load_config(path: Path) -> Json:
     if not isinstance(document, dict) or not {"config", "Config", "architecture", "Architecture"} & document.keys():
         raise InputError(f"{path} is neither an OCI config nor the inspect output of one image")
     lower = {"architecture": "Architecture", "os": "Os", "config": "Config", "created": "Created", "author": "Author"}
-    return document | {key: document[other] for key, other in lower.items() if key not in document and other in document}
+    return document | {
+        key: document[other] for key, other in lower.items() if key not in document and other in document
+    }
 
 
 def history_comment(image: Image, layer: int) -> str:
@@ -82,7 +84,7 @@ def image_config(
 ) -> Json:
     """The new image's config. `history` describes each layer, `created` is in seconds since 1970."""
     source = source or {}
-    when = datetime.datetime.fromtimestamp(created, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    when = _timestamp(created)
     run: dict[str, Any] = {key: value for key, value in (source.get("config") or {}).items() if key in _RUN_KEYS}
     run["Labels"] = dict(sorted(labels.items()))
     platform = {key: source[key] for key in _PLATFORM_KEYS if source.get(key)}
@@ -103,7 +105,9 @@ def image_manifest(config: Json, layers: Sequence[Blob], annotations: Mapping[st
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "config": config | {"mediaType": CONFIG},
-        "layers": [{"mediaType": oci_type(blob.media_type), "digest": blob.digest, "size": blob.size} for blob in layers],
+        "layers": [
+            {"mediaType": oci_type(blob.media_type), "digest": blob.digest, "size": blob.size} for blob in layers
+        ],
         "annotations": dict(sorted(annotations.items())),
     }
 
@@ -129,10 +133,11 @@ def image_labels(
 
     Raises `InputError` for a change that is neither.
     """
-    labels = {key: value for key, value in inherited.items() if key not in FORMAT_LABELS and not key.startswith("rechunk.")}
+    labels = {
+        key: value for key, value in inherited.items() if key not in FORMAT_LABELS and not key.startswith("rechunk.")
+    }
     labels["containers.bootc"] = labels.get("containers.bootc", "1")
-    when = datetime.datetime.fromtimestamp(created, datetime.UTC)
-    labels[CREATED_LABEL] = when.strftime("%Y-%m-%dT%H:%M:%SZ")
+    labels[CREATED_LABEL] = _timestamp(created)
     if version:
         labels[VERSION_LABEL] = version
     for change in changes:
@@ -147,3 +152,7 @@ def image_labels(
     if prev_ref:
         labels["rechunk.prev-ref"] = prev_ref
     return labels
+
+
+def _timestamp(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -35,7 +35,8 @@ class Contents(Protocol):
 @dataclass(frozen=True)
 class LayerPlan:
     """What a new layer will hold: `name` for people, `directories` with every ancestor, `whiteouts` to write, and
-    `paths` of files and symbolic links in the order of the archive."""
+    `paths` of files and symbolic links in the order of the archive.
+    """
 
     name: str
     directories: Sequence[str]
@@ -110,13 +111,17 @@ class _Output:
 
     def close(self) -> tuple[str, int]:
         self._compress()
+        self._store(self._compressor.compress(b"".join(self._gathered)))
         self._store(self._compressor.flush())
         return "sha256:" + self._hash.hexdigest(), self._size
 
     def _compress(self) -> None:
+        """Compress what was gathered, in pieces of one size: zlib-ng's bytes depend on where its input is cut."""
         data = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
-        self._gathered, self._waiting = [], 0
-        self._store(self._compressor.compress(data))
+        whole = len(data) - len(data) % GATHER
+        self._gathered, self._waiting = [data[whole:]], len(data) - whole
+        for at in range(0, whole, GATHER):
+            self._store(self._compressor.compress(memoryview(data)[at : at + GATHER]))
 
     def _store(self, data: bytes) -> None:
         self._hash.update(data)

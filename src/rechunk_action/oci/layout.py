@@ -15,12 +15,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import msgspec
 import zstandard
@@ -40,9 +41,9 @@ REF_NAME = "org.opencontainers.image.ref.name"
 MAX_JSON = 4 << 20
 """Bytes that clients read of a manifest or config (containers/image, iolimits.go)."""
 
-TABLES = "rechunk-tables"
-TABLE_FORMAT = "v1"
-"""Changes whenever a table would be read differently."""
+BLOBS = "blobs/sha256"
+TABLES = "rechunk-tables/v1"
+"""Directories of a layout. The tables' version changes whenever one would be read differently."""
 
 Json = dict[str, Any]
 
@@ -110,7 +111,9 @@ def read_image(layout: Path, tag: str | None) -> Image:
                 "they do not belong together; build the image again"
             )
         layers = tuple(
-            Blob(_checked_digest(layer["digest"]), int(layer["size"]), str(layer["mediaType"]), _checked_digest(diff_id))
+            Blob(
+                _checked_digest(layer["digest"]), int(layer["size"]), str(layer["mediaType"]), _checked_digest(diff_id)
+            )
             for layer, diff_id in zip(manifest["layers"], diff_ids, strict=True)
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -129,11 +132,11 @@ def load_table(image: Image, blob: Blob) -> Table | None:
 
 
 def blob_path(layout: Path, digest: str) -> Path:
-    return layout / "blobs" / "sha256" / _checked_digest(digest).partition(":")[2]
+    return layout / BLOBS / _checked_digest(digest).partition(":")[2]
 
 
 def table_path(layout: Path, digest: str) -> Path:
-    return layout / TABLES / TABLE_FORMAT / _checked_digest(digest).partition(":")[2]
+    return layout / TABLES / _checked_digest(digest).partition(":")[2]
 
 
 class LayoutWriter:
@@ -154,10 +157,10 @@ class LayoutWriter:
             raise InputError(f"{beside} does not exist: make the directory, or name another output") from None
         except (PermissionError, NotADirectoryError) as error:
             raise InputError(f"{beside} cannot be written to ({error.strerror}): name another output") from None
-        for directory in ("blobs/sha256", f"{TABLES}/{TABLE_FORMAT}", "scratch"):
+        for directory in (BLOBS, TABLES, "scratch"):
             (self._stage / directory).mkdir(parents=True)
 
-    def __enter__(self) -> LayoutWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,36 +175,34 @@ class LayoutWriter:
         """Take a finished file of the scratch space as a blob."""
         path.rename(blob_path(self._stage, digest))
 
-    def keep(self, image: Image, blob: Blob) -> None:
-        """Take a blob over from another image, byte for byte, checking its digest.
-
-        A hard link where the file system allows one, a copy elsewhere.
-        """
+    def keep(self, image: Image, blob: Blob, table: Table) -> None:
+        """Take a layer over from another image, byte for byte, checking its digest."""
         target = blob_path(self._stage, blob.digest)
         with image.open(blob):
-            if target.exists():
-                return
-            try:
-                target.hardlink_to(blob_path(image.layout, blob.digest))
-            except OSError:
-                shutil.copyfile(blob_path(image.layout, blob.digest), target)
+            _link_or_copy(blob_path(image.layout, blob.digest), target)
         with target.open("rb") as kept:
             digest = "sha256:" + hashlib.file_digest(kept, "sha256").hexdigest()
         if digest != blob.digest:
             raise CorruptImage(
-                f"layer {blob.digest} of {image.layout} is damaged: its content has another digest; copy the image again"
+                f"layer {blob.digest} of {image.layout} is damaged: its content has another digest; "
+                "copy the image again"
             )
+        try:
+            _link_or_copy(table_path(image.layout, blob.digest), table_path(self._stage, blob.digest))
+        except FileNotFoundError:
+            self.store_table(blob, table)
+
+    def limit(self, digests: Collection[str]) -> None:
+        """Give up the blobs and tables of all other layers."""
+        names = {digest.partition(":")[2] for digest in digests}
+        for directory in (BLOBS, TABLES):
+            for file in (self._stage / directory).iterdir():
+                if file.name not in names:
+                    file.unlink()
 
     def store_table(self, blob: Blob, table: Table) -> None:
         stored = zstandard.ZstdCompressor(3, write_checksum=True).compress(msgspec.msgpack.encode(table))
         table_path(self._stage, blob.digest).write_bytes(stored)
-
-    def keep_table(self, image: Image, blob: Blob, table: Table) -> None:
-        """Store the table of a kept layer, as another image has it where it has one."""
-        try:
-            table_path(self._stage, blob.digest).hardlink_to(table_path(image.layout, blob.digest))
-        except OSError:
-            self.store_table(blob, table)
 
     def store_json(self, document: Json, media_type: str) -> Json:
         """Store a manifest or config; returns its descriptor."""
@@ -224,11 +225,21 @@ class LayoutWriter:
         if not self.layout.exists():
             self._stage.rename(self.layout)
             return
-        for directory in ("blobs/sha256", f"{TABLES}/{TABLE_FORMAT}"):
+        for directory in (BLOBS, TABLES):
             (self.layout / directory).mkdir(parents=True, exist_ok=True)
             for file in (self._stage / directory).iterdir():
                 file.replace(self.layout / directory / file.name)
         index.replace(self.layout / "index.json")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name where the file system can, else a copy. Blobs and tables never change."""
+    if target.exists():
+        return
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 _TABLE = msgspec.msgpack.Decoder(Table)
@@ -237,7 +248,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def host_architecture() -> str:
-    """This machine's architecture, as images name it."""
+    """The architecture of this machine, as images name it."""
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
@@ -286,10 +297,13 @@ def _parse(data: bytes, name: str) -> Json:
     return document
 
 
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
 def _checked_digest(digest: object) -> str:
     """A digest is part of a file name: take no other text for one."""
     text = str(digest)
-    if len(text) != 71 or not text.startswith("sha256:") or set(text[7:]) - set("0123456789abcdef"):
+    if not _DIGEST.fullmatch(text):
         raise CorruptImage(f"{text[:80]!r} is no sha256 digest; build the image again")
     return text
 

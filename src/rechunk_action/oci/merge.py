@@ -9,7 +9,7 @@ being (libostree, ostree-repo-checkout.c). An image is right only if it comes ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -28,57 +28,37 @@ View = dict[str, tuple[int, Entry]]
 
 
 def merge(tables: Sequence[Table], rule: Rule) -> View:
-    view: View = {}
-    below: dict[str, list[str]] = {}
-
-    def remove_below(path: str) -> None:
-        for child in below.pop(path, ()):
-            if view.pop(child, None) is not None:
-                remove_below(child)
-
+    merger = _Merger(rule)
     for index, table in enumerate(tables):
-        for path in table.opaque:
-            remove_below(path)
-            view.pop(path, None)
-        for path in table.whiteouts:
-            if view.pop(path, None) is not None:
-                remove_below(path)
-        for path, entry in table.entries.items():
-            old = view.get(path)
-            if old is None:
-                below.setdefault(parent_of(path), []).append(path)
-            elif old[1].kind == "d":
-                if entry.kind != "d":
-                    remove_below(path)
-                elif rule == "first" or (rule == "described" and entry.mode == UNKNOWN_MODE):
-                    continue
-            view[path] = (index, entry)
-        for path, target in table.links.items():
-            if target in view:
-                below.setdefault(parent_of(path), []).append(path)
-                provider, entry = view[target]
-                entry = msgspec.structs.replace(entry, group=entry.group or target)
-                view[target] = view[path] = (provider, entry)
-    return view
+        merger.add(index, table)
+    return merger.view
 
 
-def unchanged(view: View, tree: Tree) -> set[str]:
+def wanted_of(table: Table, tree: Tree) -> set[str]:
+    """Paths that a layer holds exactly as the tree wants them, hard links aside."""
+    return {
+        path for path, entry in table.entries.items() if (want := tree.get(path)) is not None and entry.same_as(want)
+    }
+
+
+def unchanged(view: View, tree: Tree, wanted: Sequence[Collection[str]]) -> set[str]:
     """Paths that the view shows exactly as the tree wants them, hard links included.
 
-    A set of hard links counts only as a whole: what a client shows of it from one layer must be what the tree has.
+    `wanted` gives what `wanted_of` says of each merged layer. A set of hard links counts only as a whole: what a client
+    shows of it from one layer must be what the tree has.
     """
-    same = {path for path, (_, entry) in view.items() if (want := tree.get(path)) is not None and entry.same_as(want)}
-    wanted = link_groups(tree.items())
+    same = {path for path, (index, _) in view.items() if path in wanted[index]}
+    groups = link_groups(tree.items())
     shown: dict[tuple[int, str], list[str]] = {}
     for path in same:
         index, entry = view[path]
         if entry.group:
             shown.setdefault((index, entry.group), []).append(path)
-    linked = [path for paths in (*wanted.values(), *shown.values()) for path in paths if path in same]
+    linked = [path for paths in (*groups.values(), *shown.values()) for path in paths if path in same]
     for path in linked:
         index, entry = view[path]
         as_shown = shown[index, entry.group] if entry.group else [path]
-        if sorted(as_shown) != wanted.get(tree[path].group, [path]):
+        if sorted(as_shown) != groups.get(tree[path].group, [path]):
             same.discard(path)
     return same
 
@@ -90,3 +70,46 @@ def hides(table: Table, path: str) -> bool:
         if place in table.whiteouts or place in table.opaque or (entry is not None and entry.kind != "d"):
             return True
     return False
+
+
+class _Merger:
+    """The layers merged so far, with what lies below each directory, so that a whole subtree can go."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.view: View = {}
+        self._rule = rule
+        self._below: dict[str, list[str]] = {}
+
+    def add(self, index: int, table: Table) -> None:
+        """Merge one more layer. What it removes, it removes from lower layers only."""
+        self._remove(*table.opaque, *table.whiteouts)
+        view, below, rule = self.view, self._below, self._rule
+        for path, entry in table.entries.items():
+            old = view.get(path)
+            if old is None:
+                below.setdefault(parent_of(path), []).append(path)
+            elif old[1].kind == "d":
+                if entry.kind != "d":
+                    self._remove(*self._below.pop(path, ()))
+                elif rule == "first" or (rule == "described" and entry.mode == UNKNOWN_MODE):
+                    continue
+            view[path] = (index, entry)
+        for path, target in table.links.items():
+            self._link(path, target)
+
+    def _remove(self, *paths: str) -> None:
+        """Remove paths with all below them. No recursion: an image may be as deep as it likes."""
+        pending = list(paths)
+        while pending:
+            path = pending.pop()
+            if self.view.pop(path, None) is not None:
+                pending += self._below.pop(path, ())
+
+    def _link(self, path: str, target: str) -> None:
+        """A hard link to a lower layer's file: both are one file from now on."""
+        if target in self.view:
+            provider, entry = self.view[target]
+            self._remove(path)
+            self._below.setdefault(parent_of(path), []).append(path)
+            entry = msgspec.structs.replace(entry, group=entry.group or target)
+            self.view[target] = self.view[path] = (provider, entry)

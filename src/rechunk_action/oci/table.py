@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 import msgspec
 
-from rechunk_action.errors import Bomb, CorruptImage, UnsafeLayer
+from rechunk_action.errors import Bomb, CorruptImage
 from rechunk_action.oci import tar
 from rechunk_action.oci.compression import Reader
 from rechunk_action.oci.tar import Member
@@ -38,7 +38,8 @@ UNPACKED_BY_NOBODY = ("dev", "proc", "run", "sys", "tmp")
 
 class Blob(msgspec.Struct, frozen=True):
     """A layer blob as its manifest and config describe it: compressed digest and size (bytes), and the digest of the
-    archive inside (`""` where it is not known yet)."""
+    archive inside (`""` where it is not known yet).
+    """
 
     digest: str
     size: int
@@ -91,8 +92,6 @@ def read_table(
     fault: CorruptImage | None = None
     try:
         builder.read()
-    except UnsafeLayer as error:
-        builder.problems.append(str(error))
     except Bomb as error:
         raise CorruptImage(f"layer {blob.digest}: {error}") from None
     except CorruptImage as error:
@@ -105,7 +104,7 @@ def read_table(
         )
     if fault is not None:
         raise CorruptImage(f"layer {blob.digest} is no archive that clients can read: {fault}; rebuild the image")
-    if blob.diff_id and blob.diff_id != reader.diff_id and not builder.problems:
+    if blob.diff_id and blob.diff_id != reader.diff_id:
         raise CorruptImage(
             f"layer {blob.digest} expands to {reader.diff_id}, but the image's config says {blob.diff_id}: "
             "manifest and config do not belong together; rebuild the image"
@@ -131,6 +130,7 @@ class _TableBuilder:
         reader = self._reader
         for member in tar.members(reader):
             path = _normalised(member.name)
+            self._check(path, member)
             self._state_parents(path)
             name = path.rpartition("/")[2]
             if name.startswith(WHITEOUT):
@@ -145,6 +145,8 @@ class _TableBuilder:
                 self._spans.append((entry, member.offset, reader.consumed))
             reader.skip(member.size + (-member.size % tar.BLOCK))
         reader.finish()
+        if reader.problem:
+            self.problems.append(reader.problem)
 
     def table(self) -> Table:
         self._spread_cost()
@@ -154,6 +156,14 @@ class _TableBuilder:
                 self.problems.append(f"it both removes and holds {path!r}")
         problem = "; ".join(self.problems[:3])
         return Table(self._entries, self._whiteouts, self._opaque, links, problem, self._reader.diff_id)
+
+    def _check(self, path: str, member: Member) -> None:
+        if path == ROOT and member.typeflag != tar.DIRECTORY:
+            raise CorruptImage(f"{member.name!r} would replace the root directory")
+        if member.sparse:
+            raise CorruptImage(f"{path!r} is a sparse entry, which not every client can read")
+        if not is_utf8(path):
+            self.problems.append(f"{path!r} is not UTF-8")
 
     def _state_parents(self, path: str) -> None:
         entries = self._entries
@@ -167,6 +177,8 @@ class _TableBuilder:
                 entries[above] = Entry("d", UNKNOWN_MODE, 0, 0)
             else:
                 raise CorruptImage(f"{path!r} would be written through {above!r}, which is no directory")
+            if above.rpartition("/")[2].startswith(WHITEOUT):
+                self.problems.append(f"{above!r} is named like a removal and holds something")
 
     def _add_whiteout(self, path: str, name: str) -> None:
         parent = parent_of(path)
@@ -174,12 +186,19 @@ class _TableBuilder:
             self._opaque.append(parent)
         elif not name.startswith(OPAQUE[:8]):  # the rest of ".wh..wh." is AUFS's own
             hidden = name[len(WHITEOUT) :]
-            self._whiteouts.append(f"{parent}/{hidden}" if parent else hidden)
+            if hidden in ("", ".", ".."):
+                self.problems.append(f"{path!r} does not say what it removes")
+            else:
+                self._whiteouts.append(f"{parent}/{hidden}" if parent else hidden)
 
     def _add(self, path: str, member: Member) -> Entry:
         entry = Entry(
             _KINDS.get(member.typeflag, "x"), member.mode, member.uid, member.gid, member.mtime, xattrs=_xattrs(member)
         )
+        before = self._entries.get(path)
+        if before is not None and before.kind != entry.kind:
+            self.problems.append(f"{path!r} occurs twice, with different types")
+            self._forget_below(path)
         if member.typeflag == tar.HARDLINK:
             self._hardlinks[path] = (_normalised(member.linkname), entry)
             return entry
@@ -191,17 +210,20 @@ class _TableBuilder:
             entry.target = member.linkname.decode("utf-8", "surrogateescape")
         elif entry.kind == "x" and path.partition("/")[0] not in UNPACKED_BY_NOBODY:
             self.problems.append(f"{path!r} is a device or FIFO, which OSTree refuses")
-        before = self._entries.get(path)
-        if before is not None and before.kind != entry.kind:
-            self.problems.append(f"{path!r} occurs twice, with different types")
-        if not is_utf8(path) or not is_utf8(entry.target):
-            self.problems.append(f"{path!r} is not UTF-8")
+        if not is_utf8(entry.target):
+            self.problems.append(f"the target of {path!r} is not UTF-8")
         for key, value in entry.xattrs:
-            if not value or b"\n" in value:
+            if not value or b"\n" in value or not is_utf8(key):
                 self.problems.append(f"{path!r} has an attribute {key} that importers cannot read")
         self._hardlinks.pop(path, None)
         self._entries[path] = entry
         return entry
+
+    def _forget_below(self, path: str) -> None:
+        """What a directory held goes when something else takes its place."""
+        for place in [place for place in (*self._entries, *self._hardlinks) if place.startswith(f"{path}/")]:
+            self._entries.pop(place, None)
+            self._hardlinks.pop(place, None)
 
     def _read_content(self, path: str, entry: Entry) -> None:
         pieces = self._reader.chunks(entry.size)
@@ -222,8 +244,8 @@ class _TableBuilder:
 
     def _resolve_hardlinks(self) -> dict[str, str]:
         lower: dict[str, str] = {}
-        for path, (target, link) in self._hardlinks.items():
-            seen = {path}
+        for path, (linked, link) in self._hardlinks.items():
+            seen, target = {path}, linked
             while target in self._hardlinks and target not in seen:
                 seen.add(target)
                 target = self._hardlinks[target][0]
@@ -260,8 +282,7 @@ _KINDS: dict[bytes, Kind] = {tar.REGULAR: "f", tar.HARDLINK: "f", tar.SYMLINK: "
 def _normalised(name: bytes) -> str:
     """A path relative to the root, without `.` and doubled slashes."""
     path = name.decode("utf-8", "surrogateescape")
-    if path.startswith("./"):
-        path = path[2:]
+    path = path.removeprefix("./")
     path = path.rstrip("/")
     if path.startswith("/") or "./" in path or "//" in path or path.endswith("."):
         parts = [part for part in path.split("/") if part not in ("", ".")]

@@ -104,7 +104,7 @@ def members(stream: Stream) -> Iterator[Member]:
         member = _parse(block, start)
         flag = member.typeflag
         if flag in b"xgLK":
-            if member.size > MAX_EXTENDED:
+            if not 0 <= member.size <= MAX_EXTENDED:
                 raise CorruptImage(f"an extended header of {member.size} bytes at byte {start} is too large to be true")
             body = _exactly(stream, member.size + (-member.size % BLOCK))[: member.size]
             offset += member.size + (-member.size % BLOCK)
@@ -113,9 +113,9 @@ def members(stream: Stream) -> Iterator[Member]:
             elif flag == b"g":
                 common |= _parse_pax(body)
             elif flag == b"L":
-                long_name = body.rstrip(b"\0")
+                long_name = body.partition(b"\0")[0]
             else:
-                long_link = body.rstrip(b"\0")
+                long_link = body.partition(b"\0")[0]
             continue
         if long_name:
             member.name = long_name
@@ -123,6 +123,7 @@ def members(stream: Stream) -> Iterator[Member]:
             member.linkname = long_link
         if pax or common:
             _apply_pax(member, common | pax)
+        _check(member)
         yield member
         pax, long_name, long_link = {}, b"", b""
         offset += member.size + (-member.size % BLOCK)
@@ -130,6 +131,9 @@ def members(stream: Stream) -> Iterator[Member]:
 
 
 _ZERO = bytes(BLOCK)
+
+_HEADER_ONLY = b"123456"
+"""Links, devices, directories and FIFOs: whatever size their headers state, no content follows."""
 
 
 def _block(
@@ -182,7 +186,7 @@ def _padded(body: bytes) -> bytes:
 
 
 def _pax_record(body: bytes) -> bytes:
-    """`LENGTH BODY\\n`, where LENGTH counts its own digits too."""
+    """A length, a space, the body and a newline. The length counts all of them, its own digits too."""
     size = len(body) + 2
     while len(str(size)) + len(body) + 2 != size:
         size = len(str(size)) + len(body) + 2
@@ -201,10 +205,7 @@ def _parse(block: bytes, offset: int) -> Member:
         prefix = block[345:500].partition(b"\0")[0]
         name = prefix + b"/" + name if prefix else name
     typeflag = block[156:157]
-    size = _parse_number(block[124:136], offset)
-    if typeflag in (HARDLINK, SYMLINK, DIRECTORY):
-        size = 0
-    elif typeflag in (b"\0", b"7"):
+    if typeflag in (b"\0", b"7"):
         typeflag = DIRECTORY if typeflag == b"\0" and name.endswith(b"/") else REGULAR
     return Member(
         name=name,
@@ -212,7 +213,7 @@ def _parse(block: bytes, offset: int) -> Member:
         mode=_parse_number(block[100:108], offset) & 0o7777,
         uid=_parse_number(block[108:116], offset),
         gid=_parse_number(block[116:124], offset),
-        size=size,
+        size=_parse_number(block[124:136], offset),
         mtime=_parse_number(block[136:148], offset),
         linkname=block[157:257].partition(b"\0")[0],
         offset=offset,
@@ -262,8 +263,18 @@ def _apply_pax(member: Member, records: dict[str, bytes]) -> None:
                 raise CorruptImage(f"a PAX header gives {value!r} for {key}") from None
         elif key.startswith("GNU.sparse."):
             member.sparse = True
-    if member.size < 0:
-        raise CorruptImage(f"a PAX header gives a negative size for {member.name!r}")
+
+
+def _check(member: Member) -> None:
+    """Refuse what no file system has, before someone reads that many bytes or stores such a number."""
+    if member.typeflag in _HEADER_ONLY:
+        member.size = 0
+    if not (0 <= member.size < 1 << 63 and -1 << 63 <= member.mtime < 1 << 63):
+        raise CorruptImage(f"{member.name!r} has a size of {member.size} bytes or a time of {member.mtime} seconds")
+    if not (0 <= member.uid < 1 << 32 and 0 <= member.gid < 1 << 32):
+        raise CorruptImage(f"{member.name!r} belongs to {member.uid}:{member.gid}, which no user or group can be")
+    if b"\0" in member.name or b"\0" in member.linkname:
+        raise CorruptImage(f"{member.name!r} has a zero byte in its name or target")
 
 
 def _exactly(stream: Stream, n: int) -> bytes:

@@ -6,7 +6,7 @@ another form. Dropping a layer frees its dead bytes and its place, at the price 
 1. A layer with nothing live is dropped: that is free.
 2. While dead bytes exceed the budget (a share of the live image), layers are dropped that free the most dead bytes for
    the live bytes they cost; then those are spared whose dropping the budget turns out not to need.
-3. While there are too many layers, the one with the fewest live bytes is dropped.
+3. Of too many layers, those with the fewest live bytes are dropped.
 
 What is live depends on which layers are kept: one that goes can bring an older version of a file back. It is asked
 anew after every round. The rules know layers and bytes, not file systems.
@@ -20,13 +20,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Liveness:
-    """What is live in the layers that are kept: compressed bytes by layer, and the layers in which nothing is. `new`
-    estimates the compressed bytes, `layers` the number of layers, that would have to be added to the kept ones."""
+    """Compressed bytes, live and dead, of each layer that is kept, and the layers in which nothing is live at all."""
 
     live: Mapping[int, int]
+    dead: Mapping[int, int]
     useless: Collection[int]
-    new: int
-    layers: int
 
 
 @dataclass(frozen=True)
@@ -55,24 +53,23 @@ def compact(
     max_overhead: float,
     max_layers: int,
 ) -> Compaction:
-    """Choose the layers to keep out of layers of these sizes (compressed bytes).
+    """Choose the layers to keep, `max_layers` at most, out of layers of these sizes (compressed bytes).
 
-    `unfit` names layers that can't be kept at all, and why. `max_overhead` is the share of dead bytes in live ones
-    (0.05 for 5%).
+    `unfit` names layers that can't be kept at all, and why. `max_overhead` is the share of dead bytes in the live ones
+    of the kept layers (0.05 for 5%): what will be new counts for nothing, so that the budget holds whatever it is.
     """
     drops = [Drop(index, reason, 0, sizes[index]) for index, reason in sorted(unfit.items())]
     keep = [index for index in range(len(sizes)) if index not in unfit]
     while keep:
         state = liveness(keep)
-        dead = {index: max(0, sizes[index] - state.live.get(index, 0)) for index in keep}
-        budget = max_overhead * (sum(state.live.values()) + state.new)
+        budget = max_overhead * sum(state.live.values())
         if state.useless:
             round_ = [Drop(index, "nothing in it is live", 0, sizes[index]) for index in keep if index in state.useless]
-        elif sum(dead.values()) > budget:
-            round_ = _over_budget(keep, state, dead, budget)
-        elif len(keep) + state.layers > max_layers:
-            least = min(keep, key=lambda index: (state.live[index], index))
-            round_ = [Drop(least, f"more than {max_layers} layers", state.live[least], dead[least])]
+        elif sum(state.dead.values()) > budget:
+            round_ = _over_budget(keep, state, budget)
+        elif len(keep) > max_layers:
+            least = sorted(keep, key=lambda index: (state.live[index], index))[: len(keep) - max_layers]
+            round_ = [Drop(index, "too many layers", state.live[index], state.dead[index]) for index in sorted(least)]
         else:
             break
         drops += round_
@@ -81,17 +78,18 @@ def compact(
     return Compaction(keep, drops)
 
 
-def _over_budget(keep: Sequence[int], state: Liveness, dead: Mapping[int, int], budget: float) -> list[Drop]:
+def _over_budget(keep: Sequence[int], state: Liveness, budget: float) -> list[Drop]:
     """The layers that bring dead bytes back into the budget most cheaply."""
+    live, dead = state.live, state.dead
     excess = sum(dead.values()) - budget
     chosen: list[int] = []
-    for index in sorted(keep, key=lambda i: (-dead[i] / (state.live.get(i, 0) + 1), i)):
+    for index in sorted(keep, key=lambda i: (-dead[i] / (live[i] + 1), i)):
         if excess <= 0:
             break
         chosen.append(index)
         excess -= dead[index]
-    for index in sorted(chosen, key=lambda i: (-state.live.get(i, 0), i)):
+    for index in sorted(chosen, key=lambda i: (-live[i], i)):
         if excess + dead[index] <= 0:
             chosen.remove(index)
             excess += dead[index]
-    return [Drop(i, "dead bytes exceed the budget", state.live.get(i, 0), dead[i]) for i in sorted(chosen)]
+    return [Drop(i, "dead bytes exceed the budget", live[i], dead[i]) for i in sorted(chosen)]

@@ -21,6 +21,9 @@ ALONE = 8_000_000
 BIN = 4 * ALONE
 """Bytes, uncompressed, of small components that an update puts into one layer."""
 
+MIN_GROUPS = 3
+"""One large component, one bin, the unclaimed."""
+
 UNCLAIMED = "unclaimed"
 """Name of the group of all files that no component claims."""
 
@@ -34,29 +37,26 @@ class Group:
 
 
 def group_all(tree: Tree, owner: Mapping[str, str], *, layers: int) -> list[Group]:
-    """Spread all files of a tree over at most so many layers (at least 3)."""
-    components = _components((path for path, entry in tree.items() if not entry.is_dir), tree, owner)
-    unclaimed = components.pop(UNCLAIMED, [])
-    size = {name: _size(paths, tree) for name, paths in components.items()}
-    bins = max(1, layers // 3)
-    large = sorted((name for name in components if size[name] >= ALONE), key=lambda name: (-size[name], name))
-    alone = large[: layers - bins - 1]
-    groups = [Group(name, ordered(components.pop(name))) for name in alone]
-    groups += _bins(components, size, tree, bins)
-    if unclaimed:
-        groups.append(Group(UNCLAIMED, ordered(unclaimed)))
-    return groups
+    """Spread all files of a tree over at most so many layers (at least `MIN_GROUPS`), a third for small components."""
+    paths = [path for path, entry in tree.items() if not entry.is_dir]
+    return _group(paths, tree, owner, layers, bins=layers // 3)
 
 
-def group_changes(paths: Iterable[str], tree: Tree, owner: Mapping[str, str]) -> list[Group]:
-    """Spread an update's files over few layers: large components alone, the unclaimed, the rest."""
+def group_changes(paths: Iterable[str], tree: Tree, owner: Mapping[str, str], *, layers: int) -> list[Group]:
+    """Spread an update's files over few layers, at most so many (at least `MIN_GROUPS`)."""
+    paths = list(paths)
+    return _group(paths, tree, owner, layers, bins=min(layers // 3, _size(paths, tree) // BIN))
+
+
+def _group(paths: Iterable[str], tree: Tree, owner: Mapping[str, str], layers: int, bins: int) -> list[Group]:
+    """Large components alone, the largest first, then the small ones in bins, then the unclaimed."""
     components = _components(paths, tree, owner)
     unclaimed = components.pop(UNCLAIMED, [])
     size = {name: _size(paths, tree) for name, paths in components.items()}
-    large = sorted(name for name in components if size[name] >= ALONE)
-    groups = [Group(name, ordered(components.pop(name))) for name in large]
-    rest = sum(size[name] for name in components)
-    groups += _bins(components, size, tree, max(1, rest // BIN))
+    bins = max(1, bins)
+    large = sorted((name for name in components if size[name] >= ALONE), key=lambda name: (-size[name], name))
+    groups = [Group(name, ordered(components.pop(name))) for name in large[: layers - bins - 1]]
+    groups += _bins(components, size, tree, bins)
     if unclaimed:
         groups.append(Group(UNCLAIMED, ordered(unclaimed)))
     return groups

@@ -11,15 +11,15 @@ Pure: tables in, plan out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rechunk_action.oci.layer import LayerPlan
-from rechunk_action.oci.merge import View, hides, merge, unchanged
+from rechunk_action.oci.merge import View, hides, merge, unchanged, wanted_of
 from rechunk_action.oci.table import Blob, Table
 from rechunk_action.plan.compaction import Drop, Liveness, compact
-from rechunk_action.plan.grouping import Group, group_all, group_changes
-from rechunk_action.tree.entry import ROOT, Entry, Tree, ancestors, parent_of
+from rechunk_action.plan.grouping import MIN_GROUPS, Group, group_all, group_changes
+from rechunk_action.tree.entry import ROOT, Tree, ancestors, parent_of
 
 PROTECTED = frozenset({"etc", "usr", "usr/etc", "sysroot", "ostree"})
 """Paths that must not be removed by a whiteout: OSTree's importer renames, keeps or needs them (ostree-ext)."""
@@ -57,7 +57,7 @@ class Plan:
 
 def plan_fresh(tree: Tree, owner: Mapping[str, str], *, max_layers: int) -> Plan:
     """Lay out a whole tree anew."""
-    groups = group_all(tree, owner, layers=max(3, int(max_layers * FRESH_SHARE)))
+    groups = group_all(tree, owner, layers=max(MIN_GROUPS, int(max_layers * FRESH_SHARE)))
     stated = {above for group in groups for path in group.paths for above in ancestors(path)}
     childless = [path for path, entry in tree.items() if entry.is_dir and path not in stated]
     return Plan(_layers(groups, childless, []))
@@ -74,52 +74,59 @@ def plan_update(
     """Keep what can be kept of the previous image, and add the rest."""
     tables = [layer.table for layer in previous]
     sizes = [layer.blob.size for layer in previous]
+    wanted = [wanted_of(table, tree) for table in tables]
     unfit = {index: table.problem for index, table in enumerate(tables) if table.problem}
-    unfit |= _hiding_protected(tables, tree)
-    ratio = _ratio(previous)
+    unfit |= _holding_protected(tables, tree)
+
+    def show(keep: Sequence[int]) -> tuple[View, set[str]]:
+        view = merge([tables[index] for index in keep], "last")
+        return view, unchanged(view, tree, [wanted[index] for index in keep])
 
     def liveness(keep: Sequence[int]) -> Liveness:
-        view = merge([tables[index] for index in keep], "last")
-        same = unchanged(view, tree)
-        missing = sum(entry.size for path, entry in tree.items() if path not in same)
-        live = _live(view, same, tree, len(keep))
-        useful = {at for path, (at, entry) in view.items() if entry.kind != "d" and path in same}
+        view, same = show(keep)
+        dead = dict(zip(keep, _dead([tables[index] for index in keep], view, same, tree), strict=True))
+        useful = {keep[view[path][0]] for path in same if not tree[path].is_dir}
         return Liveness(
-            live=dict(zip(keep, live, strict=True)),
-            useless={i for at, i in enumerate(keep) if at not in useful and not _true_directories(tables[i], tree)},
-            new=int(missing * ratio),
-            layers=2 if missing else 1,
+            live={index: sizes[index] - dead[index] for index in keep},
+            dead=dead,
+            useless={i for i in keep if i not in useful and not _true_directories(tables[i], wanted[i])},
         )
 
-    compaction = compact(sizes, liveness, unfit=unfit, max_overhead=max_overhead, max_layers=max_layers)
-    kept = compaction.keep
-    view = merge([tables[index] for index in kept], "last")
-    groups, directories, whiteouts = _changes(view, tree, components)
-    new = _layers(groups, directories, whiteouts)
-    layers = _with_fixes(kept, new, tables, tree)
-    return Plan(layers, compaction.drops)
+    room = max_layers
+    while True:
+        kept = compact(sizes, liveness, unfit=unfit, max_overhead=max_overhead, max_layers=room)
+        groups, directories, whiteouts = _changes(*show(kept.keep), tree, components, max_layers)
+        plan = Plan(_with_fixes(kept.keep, _layers(groups, directories, whiteouts), tables, tree), kept.drops)
+        excess = len(plan.layers) - max_layers
+        if excess <= 0 or not kept.keep:
+            return plan
+        room = max(0, len(kept.keep) - excess)
 
 
 def live_and_dead(layers: Sequence[Published], tree: Tree) -> tuple[int, int]:
     """Compressed bytes of an image that clients see, and those that they download for nothing."""
-    view = merge([layer.table for layer in layers], "last")
-    live = _live(view, unchanged(view, tree), tree, len(layers))
-    dead = sum(max(0, layer.blob.size - alive) for layer, alive in zip(layers, live, strict=True))
+    tables = [layer.table for layer in layers]
+    view = merge(tables, "last")
+    dead = sum(_dead(tables, view, unchanged(view, tree, [wanted_of(table, tree) for table in tables]), tree))
     return sum(layer.blob.size for layer in layers) - dead, dead
 
 
-def _live(view: View, same: set[str], tree: Tree, layers: int) -> list[int]:
-    """Compressed bytes of each layer that the tree still wants. Directories are structure: live while they exist."""
-    live = [0] * layers
+def _dead(tables: Sequence[Table], view: View, same: Collection[str], tree: Tree) -> list[int]:
+    """Compressed bytes of each layer that clients don't see or that the tree does not want.
+
+    Directories are structure: they are live while they exist.
+    """
+    dead = [sum(entry.cost for entry in table.entries.values()) for table in tables]
     for path, (at, entry) in view.items():
-        if path in same or (entry.kind == "d" and (want := tree.get(path)) is not None and want.is_dir):
-            live[at] += entry.cost
-    return live
+        if path in same or (entry.is_dir and (want := tree.get(path)) is not None and want.is_dir):
+            dead[at] -= entry.cost
+    return dead
 
 
-def _changes(view: View, tree: Tree, components: Components) -> tuple[list[Group], list[str], list[str]]:
+def _changes(
+    view: View, same: Collection[str], tree: Tree, components: Components, max_layers: int
+) -> tuple[list[Group], list[str], list[str]]:
     """What new layers must hold: files, directories to state, paths to remove."""
-    same = unchanged(view, tree)
     wrong = [path for path in tree if path not in same]
     files = [path for path in wrong if not tree[path].is_dir]
     directories = [path for path in wrong if tree[path].is_dir]
@@ -128,7 +135,9 @@ def _changes(view: View, tree: Tree, components: Components) -> tuple[list[Group
         for path in view
         if path not in tree and (parent := tree.get(parent_of(path))) is not None and parent.is_dir
     ]
-    return group_changes(files, tree, components()) if files else [], directories, sorted(whiteouts)
+    most = max(MIN_GROUPS, int(max_layers * (1 - FRESH_SHARE)))
+    groups = group_changes(files, tree, components(), layers=most) if files else []
+    return groups, directories, sorted(whiteouts)
 
 
 def _layers(groups: Sequence[Group], directories: Iterable[str], whiteouts: Sequence[str]) -> list[LayerPlan]:
@@ -188,15 +197,12 @@ def _earliest(fixes: Mapping[int, Sequence[str]], tables: Sequence[Table]) -> di
     return merged
 
 
-def _true_directories(table: Table, tree: Tree) -> bool:
-    """Whether a layer holds directories alone, all as the tree has them: cheap to keep, and often a fix layer."""
-    return not table.whiteouts and all(
-        entry.kind == "d" and (want := tree.get(path)) is not None and entry.same_as(want)
-        for path, entry in table.entries.items()
-    )
+def _true_directories(table: Table, wanted: Collection[str]) -> bool:
+    """Whether a layer holds directories alone, all as the tree wants them: cheap to keep, and often a fix layer."""
+    return not table.whiteouts and all(entry.is_dir and path in wanted for path, entry in table.entries.items())
 
 
-def _hiding_protected(tables: Sequence[Table], tree: Tree) -> dict[int, str]:
+def _holding_protected(tables: Sequence[Table], tree: Tree) -> dict[int, str]:
     """Layers that hold a path which must go and must not be removed by a whiteout."""
     unfit = {}
     for path in sorted(PROTECTED):
@@ -205,14 +211,3 @@ def _hiding_protected(tables: Sequence[Table], tree: Tree) -> dict[int, str]:
                 if path in table.entries:
                     unfit[index] = f"{path} is gone, and clients cannot take its removal"
     return unfit
-
-
-def _ratio(previous: Sequence[Published]) -> float:
-    """Compressed bytes for each byte of content, over the previous image."""
-    content = sum(entry.size for layer in previous for entry in layer.table.entries.values() if not _later(entry))
-    return min(1.0, sum(layer.blob.size for layer in previous) / content) if content else 1.0
-
-
-def _later(entry: Entry) -> bool:
-    """Whether an entry repeats the content of another."""
-    return bool(entry.group) and not entry.cost

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from rechunk_action.oci.table import Blob, Table
 from rechunk_action.plan.grouping import UNCLAIMED
 
+KILO = 1000
+
 STRUCTURE = "directories and removals"
 
 
@@ -81,11 +83,11 @@ def lines(comparison: Comparison, most: int) -> list[str]:
 
 def format_size(size: int) -> str:
     """Bytes as glib's `g_format_size` writes them: powers of 1000, one decimal, a no-break space."""
-    if size < 1000:
+    if size < KILO:
         return f"{size}\N{NO-BREAK SPACE}byte{'' if size == 1 else 's'}"
     scaled = float(size)
     for unit in ("kB", "MB", "GB", "TB"):
-        scaled /= 1000
-        if scaled < 1000 or unit == "TB":
+        scaled /= KILO
+        if scaled < KILO or unit == "TB":
             break
     return f"{scaled:.1f}\N{NO-BREAK SPACE}{unit}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from rechunk_action.oci.layout import Json
@@ -11,15 +11,12 @@ from rechunk_action.tree.entry import Tree
 
 class Source(Protocol):
     """Where a build reads from. `config` is the OCI config of the built image, None where there is none; `notices`
-    are for the user: what was left out and why."""
+    are for the user: what was left out and why.
+    """
 
     tree: Tree
     config: Json | None
     notices: list[str]
-
-    def hash(self, advance: Callable[[int], None]) -> None:
-        """Fill in every missing digest, telling `advance` of the bytes read."""
-        ...
 
     def prepare(self, paths: Collection[str]) -> None:
         """Bring the contents of these files within reach of `pieces`."""

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 from rechunk_action.oci.layout import Json
 from rechunk_action.source.notices import left_out
-from rechunk_action.tree.scan import file_pieces, hash_files, scan
+from rechunk_action.tree.scan import Hasher, file_pieces, scan
 
 
 class DirectorySource:
     """A directory as a source. Nothing is written to it."""
 
-    def __init__(self, path: str, *, threads: int, drop_bad_xattrs: bool = False) -> None:
+    def __init__(self, path: str, *, hasher: Hasher | None = None, drop_bad_xattrs: bool = False) -> None:
+        """Without a hasher each file gets its digest when it is first read."""
         self._root = path.rstrip("/") or "/"
-        self._threads = threads
-        found = scan(self._root, drop_bad_xattrs=drop_bad_xattrs)
+        found = scan(self._root, drop_bad_xattrs=drop_bad_xattrs, hasher=hasher)
         self.tree = found.tree
         self.config: Json | None = None
         self.notices = left_out(found.skipped, found.dropped_xattrs)
-
-    def hash(self, advance: Callable[[int], None]) -> None:
-        hash_files(self._root, self.tree, self.tree, threads=self._threads, advance=advance)
 
     def prepare(self, paths: Collection[str]) -> None:
         """Nothing to do: every file can be opened."""

@@ -44,10 +44,6 @@ class ImageSource:
         faults.check()
         self.notices = left_out(skipped, faults.dropped)
 
-    def hash(self, advance: Callable[[int], None]) -> None:
-        """Nothing to do: the layers were hashed file by file when they were read."""
-        del advance
-
     def prepare(self, paths: Collection[str]) -> None:
         wanted = {self._places[path] for path in paths if self.tree[path].size} - self._spool.spans.keys()
         if not wanted:

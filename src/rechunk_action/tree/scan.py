@@ -1,4 +1,4 @@
-"""A directory on disk as a tree: one walk for metadata, then contents hashed in parallel.
+"""A directory on disk as a tree: one walk, contents hashed by other threads while it goes on.
 
 What an image cannot carry never gets past here. Some things are left out, since they are not part of an image:
 sockets, devices and FIFOs, and the contents of directories that a running system mounts over. Others are refused,
@@ -14,11 +14,12 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Self
 
 from rechunk_action.errors import EnvironmentLack, InputError, UnsupportedTree
-from rechunk_action.tree.entry import EMPTY_SHA256, IGNORED_XATTRS, ROOT, Entry, Tree, is_utf8, link_groups
+from rechunk_action.tree.entry import EMPTY_SHA256, IGNORED_XATTRS, ROOT, Entry, Tree, is_utf8
 
 MOUNTED_OVER = frozenset({"proc", "sys", "dev", "run", "tmp", "sysroot"})
 """Top-level directories whose contents belong to the running system and not to the image."""
@@ -28,25 +29,31 @@ PIECE = 1 << 20
 
 Advance = Callable[[int], None]
 
+_LISTED = 3
+
+_BATCH = 64
+"""Files hashed by one task at most."""
+
 
 @dataclass
 class Scan:
     """A tree and what was left out of it: `skipped` counts devices, FIFOs and sockets, `dropped_xattrs` the attributes
-    that were given up on request."""
+    that were given up on request.
+    """
 
     tree: Tree
     skipped: Counter[str] = field(default_factory=Counter)
     dropped_xattrs: int = 0
 
 
-def scan(root: str, *, drop_bad_xattrs: bool = False) -> Scan:
-    """Walk a directory. Contents are not read: every file of some size has an empty digest.
+def scan(root: str, *, drop_bad_xattrs: bool = False, hasher: Hasher | None = None) -> Scan:
+    """Walk a directory. Without a hasher contents are not read, and every file of some size has an empty digest.
 
     Raises `InputError` when the directory is missing, unreadable or empty, `UnsupportedTree` for what no client takes.
     """
     _check_root(root)
     found = Scan({})
-    faults = Faults(drop_bad_xattrs)
+    faults = Faults(drop_bad_xattrs=drop_bad_xattrs)
     inodes: dict[tuple[int, int], list[str]] = {}
     for path, status, full in _walk(root):
         entry = _entry(full, status, faults, path)
@@ -54,43 +61,70 @@ def scan(root: str, *, drop_bad_xattrs: bool = False) -> Scan:
             found.skipped[_KIND_NAMES.get(stat.S_IFMT(status.st_mode), "unknown object")] += 1
             continue
         found.tree[path] = entry
-        if status.st_nlink > 1 and entry.kind == "f":
-            inodes.setdefault((status.st_dev, status.st_ino), []).append(path)
-    for paths in inodes.values():
-        if len(paths) > 1:
-            for path in paths:
-                found.tree[path].group = min(paths)
+        if entry.kind == "f":
+            first = True
+            if status.st_nlink > 1:
+                links = inodes.setdefault((status.st_dev, status.st_ino), [])
+                links.append(path)
+                first = len(links) == 1
+            if hasher and first and entry.size:
+                hasher.add(full, entry)
     faults.check()
     found.dropped_xattrs = faults.dropped
     if len(found.tree) == 1:
         raise InputError(f"{root} is an empty directory: name the root file system of the image")
+    if hasher:
+        hasher.finish()
+    for paths in inodes.values():
+        for path in paths if len(paths) > 1 else ():
+            found.tree[path].group = min(paths)
+            found.tree[path].sha256 = found.tree[paths[0]].sha256
     return found
 
 
-def hash_files(root: str, tree: Tree, paths: Iterable[str], *, threads: int, advance: Advance) -> None:
-    """Read the named regular files once and fill in their digests. `advance` is told of bytes as they are done."""
+class Hasher:
+    """Fills in the digests of files, each read once, in batches on other threads. A context manager."""
 
-    def hash_batch(batch: Sequence[str]) -> None:
-        for path in batch:
-            entry = tree[path]
-            entry.sha256 = _hash_file(f"{root}/{path}", entry.size)
-        advance(sum(tree[path].size for path in batch))
+    def __init__(self, threads: int, advance: Advance) -> None:
+        """`advance` is told of bytes as they are done."""
+        self._pool = ThreadPoolExecutor(threads)
+        self._advance = advance
+        self._batches: list[Future[None]] = []
+        self._batch: list[tuple[str, Entry]] = []
+        self._size = 0
 
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(hash_batch, list(_batches(tree, paths))):
-            pass
-    for members in link_groups(tree.items()).values():
-        read = next((tree[path].sha256 for path in members if tree[path].sha256), b"")
-        for path in members:
-            tree[path].sha256 = read
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, full: str, entry: Entry) -> None:
+        """Hash a file when its turn comes. Small files go together, so that threads rarely wait for each other."""
+        self._batch.append((full, entry))
+        self._size += entry.size
+        if self._size > 4 * PIECE or len(self._batch) >= _BATCH:
+            self._submit()
+
+    def finish(self) -> None:
+        """Wait until every digest is filled in. Raises what went wrong."""
+        self._submit()
+        for batch in self._batches:
+            batch.result()
+
+    def _submit(self) -> None:
+        self._batches.append(self._pool.submit(self._hash, self._batch))
+        self._batch, self._size = [], 0
+
+    def _hash(self, batch: Sequence[tuple[str, Entry]]) -> None:
+        for full, entry in batch:
+            entry.sha256 = _hash_file(full, entry.size)
+        self._advance(sum(entry.size for _, entry in batch))
 
 
 def file_pieces(full: str) -> Iterator[bytes]:
     """A file's content, read in order."""
-    try:
-        descriptor = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise unreadable(full, error) from None
+    descriptor = _open(full)
     try:
         while data := os.read(descriptor, PIECE):
             yield data
@@ -108,7 +142,7 @@ def unreadable(path: str, error: OSError) -> InputError | EnvironmentLack:
 class Faults:
     """Collects what a tree holds that no client can take, to report it at once."""
 
-    def __init__(self, drop_bad_xattrs: bool) -> None:
+    def __init__(self, *, drop_bad_xattrs: bool) -> None:
         self._drop = drop_bad_xattrs
         self._names: list[str] = []
         self._xattrs: list[str] = []
@@ -135,7 +169,9 @@ class Faults:
     def check(self) -> None:
         """Raises `UnsupportedTree` naming the first paths at fault."""
         if self._names:
-            raise UnsupportedTree(f"{_listed(self._names)}: image clients cannot take such names; rename or remove them")
+            raise UnsupportedTree(
+                f"{_listed(self._names)}: image clients cannot take such names; rename or remove them"
+            )
         if self._xattrs and not self._drop:
             raise UnsupportedTree(
                 f"{_listed(self._xattrs)}: importers fail on a value that holds a newline byte and lose an empty one; "
@@ -214,28 +250,20 @@ def _hash_file(full: str, size: int) -> bytes:
         for piece in file_pieces(full):
             content.update(piece)
         return content.digest()
-    return hashlib.sha256(b"".join(file_pieces(full))).digest()
+    descriptor = _open(full)
+    try:
+        return hashlib.sha256(os.read(descriptor, PIECE)).digest()  # one call: most of a small file's cost is calls
+    finally:
+        os.close(descriptor)
 
 
-def _batches(tree: Tree, paths: Iterable[str]) -> Iterator[list[str]]:
-    """Batches of a few megabytes, so that threads neither wait for each other nor for the interpreter."""
-    batch: list[str] = []
-    size = 0
-    seen: set[str] = set()
-    for path in paths:
-        entry = tree[path]
-        if entry.sha256 or entry.kind != "f" or (entry.group and entry.group in seen):
-            continue
-        seen.add(entry.group)
-        batch.append(path)
-        size += entry.size
-        if size > 4 * PIECE or len(batch) >= 64:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _open(full: str) -> int:
+    try:
+        return os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise unreadable(full, error) from None
 
 
 def _listed(faults: Sequence[str]) -> str:
-    more = f" (and {len(faults) - 3:,} more)" if len(faults) > 3 else ""
-    return ", ".join(faults[:3]) + more
+    more = f" (and {len(faults) - _LISTED:,} more)" if len(faults) > _LISTED else ""
+    return ", ".join(faults[:_LISTED]) + more
