@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Root trees are made and read as root.
+# Root trees are made and read as root, and clients unpack them as root.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildcard scripts/* .ci/* examples/*.sh))
 
@@ -20,9 +20,9 @@ demo: $(VENV)/run.stamp ## rechunk a real Debian root tree and its next update, 
 	scripts/system-packages mmdebstrap
 	$(SUDO) $(BIN)/python -m bench.demo .demo
 
-test: $(VENV)/dev.stamp ## run all tests, those with real clients included
-	scripts/system-packages mmdebstrap docker.io podman rpm zstd
-	$(BIN)/pytest
+test: $(VENV)/dev.stamp ## run all tests, those with real clients included (root, a running Docker daemon)
+	scripts/system-packages mmdebstrap debian-archive-keyring docker.io podman rpm zstd
+	$(SUDO) $(BIN)/pytest
 
 lint: $(VENV)/dev.stamp ## check style, types and shell scripts
 	$(BIN)/ruff check .
@@ -36,8 +36,7 @@ bench: $(VENV)/run.stamp ## measure a real series of weekly updates, and the tim
 	$(SUDO) $(BIN)/python -m bench.baseline .bench/series/v0
 
 clean: ## remove all that make made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	if [ -e .demo ] || [ -e .bench ]; then $(SUDO) rm -rf .demo .bench; fi
+	$(SUDO) rm -rf $(VENV) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # pyproject.toml is the one list of dependencies; requirements/ holds the same, pinned with hashes of every wheel.
 # Locked with the oldest Python, so that what only this one needs is in the list.

@@ -8,8 +8,8 @@ caches emptied, the newest kernel and its initramfs in usr/lib/modules, an empty
     OUT/v0, OUT/v1, ...   the trees (copies that share blocks where the file system can)
     OUT/series.json       one object for each version from v1: its weeks, source packages and bytes of packages
 
-Invariants: series.json exists only when the trees it names are complete. Nothing stays mounted or running, however
-this ends: every command inside a tree has namespaces of its own for mounts and processes, which end with it.
+Invariants: series.json exists only when the trees it names are complete. Nothing stays mounted, however this
+ends: every command inside a tree has namespaces of its own for mounts and processes, which end with it.
 """
 
 from __future__ import annotations
