@@ -53,8 +53,8 @@ def run(*command: str | Path) -> str:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory for one merge: on disk, since a merge can be large, and with a short name, as podman wants it."""
+    """A directory for one merge: in `TMPDIR` or else on disk, since a merge is as large as the image's files."""
     if os.geteuid() != 0:
         raise Missing("root is needed to set owners and extended attributes: run these tests with sudo")
-    with tempfile.TemporaryDirectory(prefix="oracle-", dir="/var/tmp") as directory:
-        yield Path(directory)
+    with tempfile.TemporaryDirectory(prefix="oracle-", dir=os.environ.get("TMPDIR", "/var/tmp")) as directory:
+        yield Path(directory).resolve()

@@ -48,8 +48,9 @@ def differences(
 ) -> list[str]:
     """One line for each difference, none when `got` is what was wanted.
 
-    `hardlinks`, `xattrs` and `root` (the root directory's own mode, owner and attributes) can be left out for a
-    client that does not deliver them; `ignore` names paths ("etc/hostname") left out with all that is below.
+    `hardlinks` and `xattrs` can be left out for a client that does not deliver them. The `root` directory's own mode,
+    owner and attributes are left out unless asked for: no client delivers them. `ignore` names paths ("etc/hostname")
+    left out with all that is below.
     """
     ignored = {os.fsencode(path) for path in ignore}
     trees = os.fsencode(want), os.fsencode(got)
@@ -61,13 +62,12 @@ def differences(
         said = [f"{name} {x} -> {y}" for name, x, y in _attributes(a, b) if x != y]
         if xattrs:
             said += _xattr_differences(_xattrs(here, ignore_xattrs), _xattrs(there, ignore_xattrs))
-        if stat.S_IFMT(a.st_mode) != stat.S_IFMT(b.st_mode):
-            pass
-        elif stat.S_ISLNK(a.st_mode):
-            x, y = os.readlink(here), os.readlink(there)
-            said += [f"target {_show(x)} -> {_show(y)}"] if x != y else []
-        elif stat.S_ISREG(a.st_mode):
-            said += ["content"] if a.st_size == b.st_size and not _same_content(here, there) else []
+        kinds = {stat.S_IFMT(a.st_mode), stat.S_IFMT(b.st_mode)}
+        if kinds == {stat.S_IFLNK} and (x := os.readlink(here)) != (y := os.readlink(there)):
+            said.append(f"target {_show(x)} -> {_show(y)}")
+        if kinds == {stat.S_IFREG}:
+            if a.st_size == b.st_size and not _same_content(here, there):
+                said.append("content")
             links[0][a.st_dev, a.st_ino].append(path)
             links[1][b.st_dev, b.st_ino].append(path)
         found.extend(f"{_show(path)}: {text}" for text in said)

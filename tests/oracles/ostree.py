@@ -6,15 +6,17 @@ a bare repository, with the ostree of Debian 13 in a container: rules have chang
 file needs 2024.5), and the host's may be older, newer or absent.
 
 The importer reads a top-level `etc` as `usr/etc`. So does this oracle, and puts it back afterwards, because it
-matters: a layer that lists `/etc` but not `/usr` makes up a `/usr` of its own, and a `.wh.etc` removes nothing.
+matters: a layer that lists `/etc` but not `/usr` makes up a `/usr` of its own, and a `.wh.etc` removes nothing. So a
+tree that has /etc must have /usr.
 
 Invariants:
 - Layers are decoded as the client decodes them: by media type, of gzip the first member only, of zstd every frame.
 - A layer that several images of one call share is committed once, as a client fetches it once.
 
-What this client does not deliver, so leave it out of the comparison: the root directory's own metadata, and hard
-links, since equal files share one inode (`differences(..., root=False, hardlinks=False)`). What the importer refuses
-or drops before ostree sees it (xattr values with a newline, contents of /dev and /run) is outside this oracle.
+Hard links say nothing here, since all equal files share one inode: compare with `differences(..., hardlinks=False)`.
+What the importer does before ostree sees a layer is, but for `etc`, outside this oracle: it refuses xattr values with
+a newline and drops what is below /dev and /run. The locale is C, as in a client's service: names that are not ASCII
+must be in GNU headers, not in PAX records.
 """
 
 from __future__ import annotations
@@ -36,21 +38,24 @@ CONTAINER = "rechunk-oracle-ostree:trixie"
 
 SCRIPT = r"""
 cd /work
+echo "empty repository" > current
 ostree init --repo=repo --mode=bare
 ostree --repo=repo config set core.fsync false
 ostree --repo=repo config set core.min-free-space-percent 0
-while read -r step layer tree; do
-    echo "$layer" > current
-    case $step in
-    commit)
-        ostree commit --repo=repo --branch="layer/$layer" --tree=tar="layers/$layer" --tar-autocreate-parents \
-            --tar-pathname-filter='^etc(?=/|$),usr/etc' > log
-        if tar -tf "layers/$layer" | grep -qE '^(\./)?etc(/|$)'; then : > "layers/$layer.etc"; fi
-        ;;
-    checkout) ostree checkout --repo=repo --union --whiteouts -H "layer/$layer" "trees/$tree" ;;
-    esac
-done < plan
+for layer in $(ls layers); do
+    echo "layer $layer" > current
+    ostree commit --repo=repo --branch="layer/$layer" --tree=tar="layers/$layer" --tar-autocreate-parents \
+        --tar-pathname-filter='^etc(?=/|$),usr/etc' > log
+    if tar -tf "layers/$layer" | grep -qE '^(\.?/)?etc(/|$)'; then : > "with-etc/$layer"; fi
+    rm "layers/$layer"
+done
+for tree in $(ls trees); do
+    echo "image $tree" > current
+    ostree checkout --repo=repo --union --whiteouts -H --from-file="merges/$tree" "trees/$tree"
+done
 """
+"""Works on `layers/DIGEST` (a tar each) and `merges/N` (the commits of image N, lowest first), fills `trees/N`, and
+leaves `with-etc/DIGEST` for a layer that has a top-level etc, `current` for the one at fault."""
 
 BLOCK = 1 << 20
 
@@ -66,27 +71,31 @@ def merged(layout: Path, ref: str | None = None) -> Iterator[Path]:
 def merged_many(images: Sequence[Image]) -> Iterator[list[Path]]:
     """The merged trees of many images, in their order, from one container run."""
     with scratch() as work:
-        (work / "layers").mkdir()
-        plan: list[str] = []
-        trees = [work / "trees" / str(number) for number in range(len(images))]
-        with_etc: list[list[Path]] = []
-        for tree, image in zip(trees, images, strict=True):
-            tree.mkdir(mode=0o755, parents=True)
-            with_etc.append([])
-            for descriptor in _layers(*image):
-                name = descriptor["digest"].partition(":")[2]
-                unpacked = work / "layers" / name
-                if not unpacked.exists():
-                    _unpack(_blob(image[0], descriptor), descriptor["mediaType"], unpacked)
-                    plan.append(f"commit {name}")
-                plan.append(f"checkout {name} {tree.name}")
-                with_etc[-1].append(unpacked.with_suffix(".etc"))
-        (work / "plan").write_text("".join(f"{step}\n" for step in plan))
+        for name in ("layers", "merges", "trees", "with-etc"):
+            (work / name).mkdir(mode=0o755)
+        stacks = [_prepare(work, number, *image) for number, image in enumerate(images)]
         _run_script(work)
-        for tree, markers in zip(trees, with_etc, strict=True):
-            if any(marker.exists() for marker in markers) and (tree / "usr/etc").exists():
+        trees = [work / "trees" / str(number) for number in range(len(images))]
+        for tree, stack in zip(trees, stacks, strict=True):
+            if (tree / "usr/etc").exists() and any((work / "with-etc" / name).exists() for name in stack):
                 (tree / "usr/etc").rename(tree / "etc")
         yield trees
+
+
+def _prepare(work: Path, number: int, layout: Path, ref: str | None) -> list[str]:
+    """Lay out an image for the script; returns the names of its layers, lowest first."""
+    stack: list[str] = []
+    for descriptor in _layers(layout, ref):
+        name = descriptor["digest"].partition(":")[2]
+        tar = work / "layers" / name
+        if not tar.exists():
+            _unpack(_blob(layout, descriptor), descriptor["mediaType"], tar)
+        stack.append(name)
+    # Pairs of a revision and a path in it, each ended by a NUL.
+    (work / "merges" / str(number)).write_text("".join(f"layer/{name}\0/\0" for name in stack))
+    # The importer, too, merges into a directory that exists: layers do not decide about the root.
+    (work / "trees" / str(number)).mkdir(mode=0o755)
+    return stack
 
 
 def _layers(layout: Path, ref: str | None) -> list[dict[str, Any]]:
@@ -141,7 +150,7 @@ def _run_script(work: Path) -> None:
             raise
         if error.returncode >= 125:  # docker's own failures; those of the script are smaller
             raise Missing(f"docker cannot run {CONTAINER}: {error.stderr}") from error
-        raise Refused(f"ostree, layer {(work / 'current').read_text().strip()}: {error.stderr}") from error
+        raise Refused(f"ostree, {(work / 'current').read_text().strip()}: {error.stderr}") from error
 
 
 def _make_container(docker: str, work: Path) -> None:
@@ -158,7 +167,9 @@ def _make_container(docker: str, work: Path) -> None:
     mirrors = [uri for uri in uris if uri.rstrip("/").endswith("/debian")][:1]
     debstrap = program("mmdebstrap", "mmdebstrap debian-archive-keyring")
     try:
-        run(debstrap, "--quiet", "--variant=minbase", "--include=ostree", "trixie", root, *mirrors)
+        # Memory, where TMPDIR may be, is often mounted noexec, and a system cannot be installed there.
+        on_disk = ("env", "--unset=TMPDIR")
+        run(*on_disk, debstrap, "--quiet", "--variant=minbase", "--include=ostree", "trixie", root, *mirrors)
         run(docker, "import", root, CONTAINER)
     except subprocess.CalledProcessError as error:
         raise Missing(f"cannot make the container image {CONTAINER}: {error.stderr}") from error

@@ -6,6 +6,8 @@ podman checks digests on the way, as it does for every user.
 Invariants:
 - Whatever happens, nothing stays mounted and the storage is removed.
 - Images of one call share the storage: a layer that several share is pulled once.
+
+podman wants a runroot of fewer than 50 characters: keep `TMPDIR` short.
 """
 
 from __future__ import annotations
@@ -32,18 +34,24 @@ def merged_many(images: Sequence[Image]) -> Iterator[list[Path]]:
     podman = program("podman", "podman")
     sources = [f"oci:{layout}:{ref}" if ref else f"oci:{layout}" for layout, ref in images]
     with scratch() as work:
-        # Naming the driver makes podman ignore the options of the machine's storage.conf.
+        # An interrupted pull leaves its downloads in TMPDIR, so that is in here, too. Naming the driver makes podman
+        # ignore the options of the machine's storage.conf.
         places = ("--root", work / "storage", "--runroot", work / "run", "--tmpdir", work / "tmp")
-        storage = (podman, *places, "--storage-driver", "overlay")
+        storage = ("env", f"TMPDIR={work}", podman, *places, "--storage-driver", "overlay")
         try:
-            pulled = run(*storage, "pull", "--quiet", *sources).split()
-            mounts = json.loads(run(*storage, "image", "mount", "--format", "json", *pulled))
-            trees = {mount["id"]: Path(mount["mountpoint"]) for mount in mounts}
-            yield [trees[image] for image in pulled]
-        except subprocess.CalledProcessError as error:
-            raise Refused(f"podman: {error.stderr}") from error
+            yield _mount(storage, sources)
         finally:
             _unmount_below(work)
+
+
+def _mount(storage: Sequence[str | Path], sources: Sequence[str]) -> list[Path]:
+    try:
+        images = run(*storage, "pull", "--quiet", *sources).split()
+        mounts = json.loads(run(*storage, "image", "mount", "--format", "json", *images))
+    except subprocess.CalledProcessError as error:
+        raise Refused(f"podman: {error.stderr}") from error
+    places = {mount["id"]: Path(mount["mountpoint"]) for mount in mounts}
+    return [places[image] for image in images]
 
 
 def _unmount_below(directory: Path) -> None:
