@@ -7,6 +7,7 @@ expected failure prints one message and ends with the exit code of its error; on
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ import msgspec
 from rechunk_action import __version__
 from rechunk_action.errors import EnvironmentLack, InputError, RechunkError
 from rechunk_action.oci.compression import Compression, parse_compression
-from rechunk_action.pipeline import BuildOptions
+from rechunk_action.pipeline import NEWEST, BuildOptions
 from rechunk_action.pipeline import build as run_build
 from rechunk_action.pipeline import compare as run_compare
 from rechunk_action.pipeline import verify as run_verify
@@ -38,6 +39,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 def main() -> NoReturn:
     """Run the command line and leave the process with its exit code."""
     signal.signal(signal.SIGTERM, _cancel)
+    gc.disable()  # a tenth of the time, to look through tables that live until the end
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -50,10 +52,12 @@ def main() -> NoReturn:
     except RechunkError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         where = f" for {error.filename}" if error.filename else ""
-        _fail(f"the disk is full{where}: free some space, or put the output on another disk", EnvironmentLack.exit_code)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"the disk is full{where}: free some space, or put the output on another disk"
+        else:
+            text = f"the system reports {error.strerror!r}{where}: check the disk and your rights, and run it again"
+        _fail(text, EnvironmentLack.exit_code)
     sys.exit(0)
 
 
@@ -143,7 +147,7 @@ def cli() -> None:
 )
 @click.option(
     "--source-date-epoch",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, NEWEST),
     envvar="SOURCE_DATE_EPOCH",
     help="Time of the image, in seconds since 1970; no file is younger. Without it: the time of the newest file.",
 )

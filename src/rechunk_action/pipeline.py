@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,8 +36,9 @@ from rechunk_action.oci.layout import (
     load_table,
     read_image,
 )
+from rechunk_action.oci.merge import Replay
 from rechunk_action.oci.table import Blob, Table, read_table
-from rechunk_action.plan.plain import Plan, Published, live_and_dead, plan_fresh, plan_update
+from rechunk_action.plan.plain import Plan, Published, plan_fresh, plan_update
 from rechunk_action.progress import Advance, Progress
 from rechunk_action.report.compare import Comparison, bytes_by_component
 from rechunk_action.report.compare import compare as compare_layers
@@ -46,8 +47,12 @@ from rechunk_action.source.directory import DirectorySource
 from rechunk_action.source.image import ImageSource
 from rechunk_action.source.names import Name
 from rechunk_action.tree.components import components
+from rechunk_action.tree.entry import Tree
 from rechunk_action.tree.scan import Hasher
 from rechunk_action.verify import differences
+
+NEWEST = 253_402_300_799
+"""The last second that a timestamp can name: the end of the year 9999."""
 
 SHOWN = 20
 """Differences that an error lists; their number is always told."""
@@ -101,21 +106,26 @@ def build(options: BuildOptions, progress: Progress) -> Json:
     with LayoutWriter(options.output.path, options.output.tag) as writer, ThreadPoolExecutor(1) as beside:
         # Checking the previous blobs takes a processor that the walk leaves idle.
         checked = beside.submit(_keep_all, previous, writer)
-        with progress.phase("scan", f"read {options.source}") as advance:
+        with (
+            progress.phase("scan", f"read {options.source}") as advance,
+            Hasher(options.threads, advance) as hasher,
+        ):
             source = open_source(
                 options.source,
                 writer.scratch,
                 threads=options.threads,
                 drop_bad_xattrs=options.drop_bad_xattrs,
-                advance=advance if previous else None,
+                hasher=hasher if previous else None,
             )
+            owner = components(source.tree, source.read)
+            hasher.finish()
         for notice in source.notices:
             progress.notice(notice)
         config = load_config(options.config) if options.config else source.config
         if previous:
             _check_architecture(previous, config)
         with progress.phase("plan", "plan layers"):
-            plan = _plan(source, previous, options)
+            plan = _plan(source.tree, owner, previous, options)
         if previous and not plan.kept:
             previous, reason = None, "nothing of the previous image can be kept"
         _explain(plan, reason, progress)
@@ -124,27 +134,30 @@ def build(options: BuildOptions, progress: Progress) -> Json:
             checked.result()
             layers = _assemble(plan, previous, written)
             writer.limit({layer.blob.digest for layer in layers})
+        merged = Replay([layer.table for layer in layers], source.tree)
         if options.verify:
             with progress.phase("verify", "verify the merged image"):
-                found = differences([layer.table for layer in layers], source.tree)
+                found = differences(merged)
             if found:
                 raise VerificationFailed("the image that was written is not the source. " + _summary(found))
         with progress.phase("publish", f"finish {options.output}"):
             manifest = _finish(writer, layers, config, source, previous, options)
-    space = live_and_dead([Published(layer.blob, layer.table) for layer in layers], source.tree)
-    return _report(options, previous, reason, plan, layers, manifest, space, progress)
+    return _report(options, previous, reason, plan, layers, manifest, sum(merged.dead()), progress)
 
 
 def verify(image: Name, source: Name, progress: Progress, *, threads: int, drop_bad_xattrs: bool) -> Json:
     """Compare an image, merged as clients merge it, with a source. Raises `VerificationFailed` when they differ."""
     with tempfile.TemporaryDirectory(prefix="rechunk-") as scratch:
-        with progress.phase("scan", f"read {source}") as advance:
-            tree = open_source(source, Path(scratch), threads=threads, drop_bad_xattrs=drop_bad_xattrs, advance=advance)
-        with progress.phase("read", f"read {image}"):
+        with (
+            progress.phase("scan", f"read {source} and {image}") as advance,
+            Hasher(threads, advance) as hasher,
+        ):
+            tree = open_source(source, Path(scratch), threads=threads, drop_bad_xattrs=drop_bad_xattrs, hasher=hasher)
             read = read_image(image.path, image.tag)
             tables = [layer.table for layer in _read_layers(read, threads, stored=False)]
+            hasher.finish()
         with progress.phase("verify", "compare"):
-            found = differences(tables, tree.tree)
+            found = differences(Replay(tables, tree.tree))
     if found:
         raise VerificationFailed(f"{image} is not {source}. " + _summary(found))
     return {"image": str(image), "digest": read.digest, "source": str(source), "paths": len(tree.tree), "equal": True}
@@ -166,19 +179,16 @@ def compare(old: Name, new: Name, progress: Progress, *, threads: int) -> Compar
     return compare_layers(was.layers, image.layers, by_component)
 
 
-def open_source(name: Name, scratch: Path, *, threads: int, drop_bad_xattrs: bool, advance: Advance | None) -> Source:
+def open_source(name: Name, scratch: Path, *, threads: int, drop_bad_xattrs: bool, hasher: Hasher | None) -> Source:
     """A tree by its name. `scratch` is a directory for what cannot be read in place.
 
-    With `advance`, which is told of bytes as they are read, every file has its digest. Without, one that costs a read
-    gets it when it is read for another reason.
+    Every file has its digest once `hasher` has finished. Without a hasher, one that costs a read gets its digest when
+    it is read for another reason.
     """
     if name.transport == "oci":
         image = read_image(name.path, name.tag)
         return ImageSource(image, scratch, threads=threads, drop_bad_xattrs=drop_bad_xattrs)
-    if advance is None:
-        return DirectorySource(str(name.path), drop_bad_xattrs=drop_bad_xattrs)
-    with Hasher(threads, advance) as hasher:
-        return DirectorySource(str(name.path), hasher=hasher, drop_bad_xattrs=drop_bad_xattrs)
+    return DirectorySource(str(name.path), hasher=hasher, drop_bad_xattrs=drop_bad_xattrs)
 
 
 def _previous(options: BuildOptions, progress: Progress) -> tuple[Previous | None, str | None]:
@@ -216,18 +226,18 @@ def _read_layers(image: Image, threads: int, *, stored: bool) -> list[Published]
         return list(pool.map(read, image.layers))
 
 
-def _plan(source: Source, previous: Previous | None, options: BuildOptions) -> Plan:
+def _plan(tree: Tree, owner: Mapping[str, str], previous: Previous | None, options: BuildOptions) -> Plan:
     if previous:
         plan = plan_update(
             previous.layers,
-            source.tree,
-            lambda: components(source.tree, source.read),
+            tree,
+            lambda: owner,
             max_layers=options.max_layers,
             max_overhead=options.max_overhead,
         )
         if plan.kept:
             return plan
-    return plan_fresh(source.tree, components(source.tree, source.read), max_layers=options.max_layers)
+    return plan_fresh(tree, owner, max_layers=options.max_layers)
 
 
 def _explain(plan: Plan, reason: str | None, progress: Progress) -> None:
@@ -329,7 +339,7 @@ def _created(config: Json | None, source: Source) -> int:
     """
     with contextlib.suppress(KeyError, TypeError, ValueError):
         return int(datetime.fromisoformat((config or {})["created"]).timestamp())
-    return max(0, *(entry.mtime for entry in source.tree.values()))
+    return min(NEWEST, max(0, *(entry.mtime for entry in source.tree.values())))
 
 
 def _report(
@@ -339,7 +349,7 @@ def _report(
     plan: Plan,
     layers: Sequence[Layer],
     manifest: Json,
-    space: tuple[int, int],
+    dead: int,
     progress: Progress,
 ) -> Json:
     held = {blob.digest for blob in previous.image.layers} if previous else set()
@@ -355,8 +365,8 @@ def _report(
             "image": sum(layer.blob.size for layer in layers),
             "update": sum(layer.blob.size for layer in layers if layer.blob.digest not in held),
             "kept": sum(layer.blob.size for layer in layers if layer.kept),
-            "live": space[0],
-            "dead": space[1],
+            "live": sum(layer.blob.size for layer in layers) - dead,
+            "dead": dead,
         },
         "new": [
             {"name": layer.comment, "digest": layer.blob.digest, "bytes": layer.blob.size}

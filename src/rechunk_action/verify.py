@@ -8,27 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rechunk_action.oci.merge import RULES, Rule, View, merge, unchanged, wanted_of
-from rechunk_action.oci.table import Table
-from rechunk_action.tree.entry import ROOT, UNKNOWN_MODE, Entry, Tree, link_groups
+from rechunk_action.oci.merge import RULES, Replay, Rule
+from rechunk_action.tree.entry import ROOT, UNKNOWN_MODE, Entry, link_groups
 
 _CLIENTS = {"first": "OSTree", "last": "overlay"}
 
 
-def differences(tables: Sequence[Table], tree: Tree) -> list[str]:
+def differences(replay: Replay) -> list[str]:
     """How the merged layers differ from the tree, a sentence each, sorted by path. Empty when they are equal."""
-    found = [f"layer {number}: {table.problem}" for number, table in enumerate(tables, 1) if table.problem]
-    wanted = [wanted_of(table, tree) for table in tables]
+    found = [f"layer {number}: {table.problem}" for number, table in enumerate(replay.tables, 1) if table.problem]
     for rule in RULES:
-        view = merge(tables, rule)
-        same = unchanged(view, tree, wanted)
-        found += (f"{text} (as {_CLIENTS[rule]} merges)" for text in _differences(view, same, tree, rule))
+        found += (f"{text} (as {_CLIENTS[rule]} merges)" for text in _differences(replay, rule))
+    for at, paths in sorted(replay.exposed().items()):
+        found += (f"/{path}: overlayfs would list the removals of layer {at + 1} as files" for path in paths)
     return found
 
 
-def _differences(view: View, same: set[str], tree: Tree, rule: Rule) -> Iterator[str]:
+def _differences(replay: Replay, rule: Rule) -> Iterator[str]:
+    tree, view, same = replay.tree, replay.view(rule), replay.unchanged(rule)
     if rule == "first":
-        same.add(ROOT)
+        same = same | {ROOT}
     if len(same) == len(tree) == len(view):
         return
     groups = link_groups(tree.items())

@@ -13,9 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rechunk_action import __version__
 from rechunk_action.errors import InputError
-from rechunk_action.oci.layout import CONFIG, MANIFEST, Image, Json, host_architecture
+from rechunk_action.oci.layout import CONFIG, MANIFEST, Image, Json, RunConfig, host_architecture
 from rechunk_action.oci.table import Blob
 
 CHUNKED_LABEL = "ostree.final-diffid"
@@ -54,16 +56,20 @@ def load_config(path: Path) -> Json:
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give --config an existing file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON ({error}): give --config an OCI config or an inspect output") from None
     if isinstance(document, list) and len(document) == 1:
         document = document[0]
     if not isinstance(document, dict) or not {"config", "Config", "architecture", "Architecture"} & document.keys():
         raise InputError(f"{path} is neither an OCI config nor the inspect output of one image")
-    lower = {"architecture": "Architecture", "os": "Os", "config": "Config", "created": "Created", "author": "Author"}
-    return document | {
-        key: document[other] for key, other in lower.items() if key not in document and other in document
-    }
+    for key in ("architecture", "variant", "os", "config", "created", "author"):
+        if key.title() in document:
+            document.setdefault(key, document[key.title()])
+    try:
+        msgspec.convert(document, RunConfig)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path} is not the config of an image ({error}): give --config another file") from None
+    return document
 
 
 def history_comment(image: Image, layer: int) -> str:
@@ -142,6 +148,8 @@ def image_labels(
         labels[VERSION_LABEL] = version
     for change in changes:
         key, equals, value = change.partition("=")
+        if equals and key in FORMAT_LABELS:
+            raise InputError(f"label {key} would make clients read the image as an OSTree-chunked one: leave it out")
         if equals and key:
             labels[key] = value
         elif change.endswith("-") and len(change) > 1:

@@ -21,13 +21,14 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NotRequired, Self, TypedDict
 
 import msgspec
 import zstandard
 
 from rechunk_action.errors import CorruptImage, InputError
 from rechunk_action.oci.table import Blob, Table
+from rechunk_action.tree.scan import unreadable
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -69,20 +70,14 @@ class Image:
     @contextlib.contextmanager
     def open(self, blob: Blob) -> Iterator[BinaryIO]:
         """A layer's blob as a file; its size is checked, its digest is for the reader to check."""
-        path = blob_path(self.layout, blob.digest)
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != blob.size:
-                    raise CorruptImage(
-                        f"layer {blob.digest} of {self.layout} has {size:,} bytes where the manifest says "
-                        f"{blob.size:,}: the layout is damaged; copy the image again"
-                    )
-                yield file
-        except FileNotFoundError:
-            raise CorruptImage(
-                f"layer {blob.digest} of {self.layout} is missing: the layout is incomplete; copy the image again"
-            ) from None
+        with _open(self.layout, blob.digest) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != blob.size:
+                raise CorruptImage(
+                    f"layer {blob.digest} of {self.layout} has {size:,} bytes where the manifest says "
+                    f"{blob.size:,}: the layout is damaged; copy the image again"
+                )
+            yield file
 
 
 def read_image(layout: Path, tag: str | None) -> Image:
@@ -90,34 +85,23 @@ def read_image(layout: Path, tag: str | None) -> Image:
 
     Raises `InputError` when there is no such layout or image, `CorruptImage` when what is there is damaged.
     """
-    try:
-        index = _parse((layout / "index.json").read_bytes(), f"{layout}/index.json")
-    except FileNotFoundError:
-        raise InputError(f"{layout} is no OCI image layout: it has no index.json") from None
-    except NotADirectoryError:
-        raise InputError(f"{layout} is no OCI image layout: it is a file") from None
-    descriptor = _choose(index, layout, tag)
+    descriptor = _choose(_index(layout), layout, tag)
     while descriptor.get("mediaType") in _INDEXES:
-        descriptor = _for_this_machine(_json_blob(layout, descriptor), layout)
+        descriptor = _for_this_machine(_json_blob(layout, descriptor, _Index), layout)
     if descriptor.get("mediaType") not in _MANIFESTS:
         raise InputError(f"{layout}: {descriptor.get('mediaType')!r} is not the media type of an image")
-    manifest = _json_blob(layout, descriptor)
-    try:
-        config = _json_blob(layout, manifest["config"])
-        diff_ids = config["rootfs"]["diff_ids"]
-        if len(diff_ids) != len(manifest["layers"]):
-            raise CorruptImage(
-                f"{layout}: the manifest has {len(manifest['layers'])} layers and the config {len(diff_ids)}: "
-                "they do not belong together; build the image again"
-            )
-        layers = tuple(
-            Blob(
-                _checked_digest(layer["digest"]), int(layer["size"]), str(layer["mediaType"]), _checked_digest(diff_id)
-            )
-            for layer, diff_id in zip(manifest["layers"], diff_ids, strict=True)
+    manifest = _json_blob(layout, descriptor, _Manifest)
+    config = _json_blob(layout, manifest["config"], _ImageConfig)
+    diff_ids = config["rootfs"]["diff_ids"]
+    if len(diff_ids) != len(manifest["layers"]):
+        raise CorruptImage(
+            f"{layout}: the manifest has {len(manifest['layers'])} layers and the config {len(diff_ids)}: "
+            "they do not belong together; build the image again"
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptImage(f"{layout}: manifest or config is malformed ({error!r}); build the image again") from None
+    layers = tuple(
+        Blob(_checked_digest(layer["digest"]), layer["size"], layer["mediaType"], _checked_digest(diff_id))
+        for layer, diff_id in zip(manifest["layers"], diff_ids, strict=True)
+    )
     return Image(layout, descriptor["digest"], manifest, config, layers)
 
 
@@ -126,7 +110,7 @@ def load_table(image: Image, blob: Blob) -> Table | None:
     try:
         stored = table_path(image.layout, blob.digest).read_bytes()
         table = _TABLE.decode(zstandard.ZstdDecompressor().decompress(stored, max_output_size=1 << 30))
-    except (OSError, zstandard.ZstdError, msgspec.MsgspecError):
+    except (OSError, MemoryError, zstandard.ZstdError, msgspec.MsgspecError):
         return None
     return table if table.diff_id == blob.diff_id else None
 
@@ -179,7 +163,12 @@ class LayoutWriter:
         """Take a layer over from another image, byte for byte, checking its digest."""
         target = blob_path(self._stage, blob.digest)
         with image.open(blob):
-            _link_or_copy(blob_path(image.layout, blob.digest), target)
+            source = blob_path(image.layout, blob.digest).resolve()
+            if not target.exists():
+                try:
+                    target.hardlink_to(source)
+                except OSError:  # another file system, or one without hard links
+                    shutil.copyfile(source, target)
         with target.open("rb") as kept:
             digest = "sha256:" + hashlib.file_digest(kept, "sha256").hexdigest()
         if digest != blob.digest:
@@ -187,10 +176,7 @@ class LayoutWriter:
                 f"layer {blob.digest} of {image.layout} is damaged: its content has another digest; "
                 "copy the image again"
             )
-        try:
-            _link_or_copy(table_path(image.layout, blob.digest), table_path(self._stage, blob.digest))
-        except FileNotFoundError:
-            self.store_table(blob, table)
+        self.store_table(blob, table)
 
     def limit(self, digests: Collection[str]) -> None:
         """Give up the blobs and tables of all other layers."""
@@ -217,7 +203,7 @@ class LayoutWriter:
         """Make the image visible under the writer's tag, by one rename."""
         if self.tag:
             manifest = manifest | {"annotations": {REF_NAME: self.tag}}
-        self._index["manifests"].append(manifest)
+        self._index["manifests"] = [*(self._index.get("manifests") or []), manifest]
         (self._stage / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}\n')
         index = self._stage / "index.json"
         index.write_text(json.dumps(self._index, separators=(",", ":")) + "\n")
@@ -232,16 +218,6 @@ class LayoutWriter:
         index.replace(self.layout / "index.json")
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name where the file system can, else a copy. Blobs and tables never change."""
-    if target.exists():
-        return
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 _TABLE = msgspec.msgpack.Decoder(Table)
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -252,8 +228,64 @@ def host_architecture() -> str:
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
+class _Descriptor(TypedDict):
+    digest: str
+    size: int
+    mediaType: NotRequired[str]
+    annotations: NotRequired[dict[str, str] | None]
+    platform: NotRequired[dict[str, Any] | None]
+
+
+class _Index(TypedDict):
+    manifests: NotRequired[list[_Descriptor] | None]
+
+
+class _Layer(TypedDict):
+    digest: str
+    size: int
+    mediaType: str
+
+
+class _Manifest(TypedDict):
+    config: _Descriptor
+    layers: list[_Layer]
+
+
+class _Diffs(TypedDict):
+    diff_ids: list[str]
+
+
+class _Run(TypedDict, total=False):
+    Labels: dict[str, str] | None
+
+
+class RunConfig(TypedDict, total=False):
+    """What is read of a config, apart from the layers."""
+
+    architecture: str
+    created: str
+    config: _Run | None
+    history: list[dict[str, Any]] | None
+
+
+class _ImageConfig(RunConfig):
+    rootfs: _Diffs
+
+
+def _index(layout: Path) -> Json:
+    try:
+        data = (layout / "index.json").read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{layout} is no OCI image layout: it has no index.json") from None
+    except NotADirectoryError:
+        raise InputError(f"{layout} is no OCI image layout: it is a file") from None
+    except OSError as error:
+        raise unreadable(f"{layout}/index.json", error) from None
+    return _parse(data, f"{layout}/index.json", _Index)
+
+
 def _choose(index: Json, layout: Path, tag: str | None) -> Json:
-    manifests = [entry for entry in index.get("manifests") or [] if isinstance(entry, dict)]
+    manifests: list[Json] = index.get("manifests") or []
     tags = {(entry.get("annotations") or {}).get(REF_NAME): entry for entry in manifests}
     known = ", ".join(sorted(name for name in tags if name)) or "none"
     if tag is not None:
@@ -275,25 +307,34 @@ def _for_this_machine(index: Json, layout: Path) -> Json:
     return offered[machine]
 
 
-def _json_blob(layout: Path, descriptor: Json) -> Json:
-    digest = _checked_digest(descriptor.get("digest"))
+def _json_blob(layout: Path, descriptor: Json, shape: type) -> Json:
+    digest = descriptor["digest"]
+    with _open(layout, digest) as file:
+        data = file.read(MAX_JSON + 1)
+    if len(data) != descriptor["size"] or "sha256:" + hashlib.sha256(data).hexdigest() != digest:
+        raise CorruptImage(f"{digest} of {layout} is damaged or not of the stated size; copy the image again")
+    return _parse(data, f"{digest} of {layout}", shape)
+
+
+def _open(layout: Path, digest: str) -> BinaryIO:
+    path = blob_path(layout, digest)
     try:
-        with blob_path(layout, digest).open("rb") as file:
-            data = file.read(MAX_JSON + 1)
+        return path.open("rb")
     except FileNotFoundError:
         raise CorruptImage(f"{digest} of {layout} is missing: the layout is incomplete; copy the image again") from None
-    if len(data) != descriptor.get("size") or "sha256:" + hashlib.sha256(data).hexdigest() != digest:
-        raise CorruptImage(f"{digest} of {layout} is damaged or not of the stated size; copy the image again")
-    return _parse(data, f"{digest} of {layout}")
+    except OSError as error:
+        raise unreadable(str(path), error) from None
 
 
-def _parse(data: bytes, name: str) -> Json:
+def _parse(data: bytes, name: str, shape: type) -> Json:
+    """A document of which at least what `shape` names is as it should be."""
     try:
-        document = json.loads(data)
-    except ValueError as error:
+        document: Json = json.loads(data)
+        msgspec.convert(document, shape)
+    except msgspec.ValidationError as error:
+        raise CorruptImage(f"{name} is malformed ({error}); build the image again") from None
+    except (ValueError, RecursionError) as error:
         raise CorruptImage(f"{name} is no JSON ({error}); copy the image again") from None
-    if not isinstance(document, dict):
-        raise CorruptImage(f"{name} is no JSON object; copy the image again")
     return document
 
 
@@ -312,8 +353,8 @@ def _extendable(layout: Path, tag: str | None) -> Json:
     """The index of an existing layout that an image may be added to."""
     if not (layout / "oci-layout").is_file():
         raise InputError(f"{layout} exists and is no OCI image layout: name another output, or remove it")
-    index = _parse((layout / "index.json").read_bytes(), f"{layout}/index.json")
-    tags = [(entry.get("annotations") or {}).get(REF_NAME) for entry in index.get("manifests", [])]
+    index = _index(layout)
+    tags = [(entry.get("annotations") or {}).get(REF_NAME) for entry in index.get("manifests") or []]
     if tag is None or tag in tags or None in tags:
         taken = f"an image tagged {tag!r}" if tag in tags and tag else "an image"
         raise InputError(f"{layout} already holds {taken}: name another output or tag, or remove it")

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from rechunk_action.oci.table import Table
-from rechunk_action.tree.entry import UNKNOWN_MODE, Entry, Tree, ancestors, link_groups, parent_of
+from rechunk_action.tree.entry import ROOT, UNKNOWN_MODE, Entry, Tree, ancestors, link_groups, parent_of
 
 Rule = Literal["first", "last", "described"]
 """Which layer decides a directory's metadata. `described`: the last that really describes it, for reading images whose
@@ -63,6 +63,67 @@ def unchanged(view: View, tree: Tree, wanted: Sequence[Collection[str]]) -> set[
     return same
 
 
+class Replay:
+    """Layers merged for a tree: what clients see by each rule, and what of it the tree wants. Worked out once each.
+
+    `wanted` gives what `wanted_of` says of each layer, where the caller knows it already.
+    """
+
+    def __init__(self, tables: Sequence[Table], tree: Tree, wanted: Sequence[Collection[str]] | None = None) -> None:
+        self.tables = tables
+        self.tree = tree
+        self._wanted = wanted
+        self._views: dict[Rule, View] = {}
+        self._unchanged: dict[Rule, set[str]] = {}
+
+    def view(self, rule: Rule) -> View:
+        if rule not in self._views:
+            self._views[rule] = merge(self.tables, rule)
+        return self._views[rule]
+
+    def unchanged(self, rule: Rule) -> set[str]:
+        """Paths that clients see exactly as the tree wants them."""
+        if self._wanted is None:
+            self._wanted = [wanted_of(table, self.tree) for table in self.tables]
+        if rule not in self._unchanged:
+            self._unchanged[rule] = unchanged(self.view(rule), self.tree, self._wanted)
+        return self._unchanged[rule]
+
+    def dead(self) -> list[int]:
+        """Compressed bytes of each layer that clients don't see or that the tree does not want.
+
+        Directories are structure: they are live while they exist.
+        """
+        dead = [
+            sum(entry.cost for path, entry in table.entries.items() if not (entry.is_dir and self._has_directory(path)))
+            for table in self.tables
+        ]
+        view = self.view("last")
+        for path in self.unchanged("last"):
+            at, entry = view[path]
+            if not entry.is_dir:
+                dead[at] -= entry.cost
+        return dead
+
+    def exposed(self) -> dict[int, list[str]]:
+        """Directories, by layer, in which overlayfs would list whiteouts.
+
+        It hides them only where it merges a directory of several layers: one that a single layer names is shown as it
+        is, with the whiteouts for what lower layers no longer have.
+        """
+        found: dict[int, list[str]] = {}
+        view = self.view("first")
+        for at, table in enumerate(self.tables):
+            for path in sorted({parent_of(path) for path in table.whiteouts} - {ROOT}):
+                if path in view and view[path][0] == at and not any(path in t.entries for t in self.tables[at + 1 :]):
+                    found.setdefault(at, []).append(path)
+        return found
+
+    def _has_directory(self, path: str) -> bool:
+        entry = self.tree.get(path)
+        return entry is not None and entry.is_dir
+
+
 def hides(table: Table, path: str) -> bool:
     """Whether this layer removes or replaces the directory `path`, as lower layers left it."""
     for place in (*ancestors(path), path):
@@ -82,7 +143,9 @@ class _Merger:
 
     def add(self, index: int, table: Table) -> None:
         """Merge one more layer. What it removes, it removes from lower layers only."""
-        self._remove(*table.opaque, *table.whiteouts)
+        for path in table.opaque:
+            self._hide(path, table.entries[path])
+        self._remove(*table.whiteouts)
         view, below, rule = self.view, self._below, self._rule
         for path, entry in table.entries.items():
             old = view.get(path)
@@ -96,6 +159,13 @@ class _Merger:
             view[path] = (index, entry)
         for path, target in table.links.items():
             self._link(path, target)
+
+    def _hide(self, path: str, entry: Entry) -> None:
+        """Make a directory opaque. One that is really described keeps that for the rule that asks for it."""
+        if self._rule == "described" and entry.mode == UNKNOWN_MODE:
+            self._remove(*self._below.pop(path, ()))
+        else:
+            self._remove(path)
 
     def _remove(self, *paths: str) -> None:
         """Remove paths with all below them. No recursion: an image may be as deep as it likes."""

@@ -224,6 +224,8 @@ class _TableBuilder:
         for place in [place for place in (*self._entries, *self._hardlinks) if place.startswith(f"{path}/")]:
             self._entries.pop(place, None)
             self._hardlinks.pop(place, None)
+        for places in (self._whiteouts, self._opaque):
+            places[:] = [place for place in places if not place.startswith(f"{path}/")]
 
     def _read_content(self, path: str, entry: Entry) -> None:
         pieces = self._reader.chunks(entry.size)

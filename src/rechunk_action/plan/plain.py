@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from rechunk_action.oci.layer import LayerPlan
-from rechunk_action.oci.merge import View, hides, merge, unchanged, wanted_of
+from rechunk_action.oci.merge import Replay, hides, wanted_of
 from rechunk_action.oci.table import Blob, Table
 from rechunk_action.plan.compaction import Drop, Liveness, compact
 from rechunk_action.plan.grouping import MIN_GROUPS, Group, group_all, group_changes
@@ -60,7 +61,7 @@ def plan_fresh(tree: Tree, owner: Mapping[str, str], *, max_layers: int) -> Plan
     groups = group_all(tree, owner, layers=max(MIN_GROUPS, int(max_layers * FRESH_SHARE)))
     stated = {above for group in groups for path in group.paths for above in ancestors(path)}
     childless = [path for path, entry in tree.items() if entry.is_dir and path not in stated]
-    return Plan(_layers(groups, childless, []))
+    return Plan(_layers(groups, childless, [], tree))
 
 
 def plan_update(
@@ -76,57 +77,37 @@ def plan_update(
     sizes = [layer.blob.size for layer in previous]
     wanted = [wanted_of(table, tree) for table in tables]
     unfit = {index: table.problem for index, table in enumerate(tables) if table.problem}
-    unfit |= _holding_protected(tables, tree)
+    unfit |= _holding_protected(tables, tree) | _beyond_repair(tables, wanted, tree)
 
-    def show(keep: Sequence[int]) -> tuple[View, set[str]]:
-        view = merge([tables[index] for index in keep], "last")
-        return view, unchanged(view, tree, [wanted[index] for index in keep])
+    @lru_cache(maxsize=1)
+    def replay(keep: tuple[int, ...]) -> Replay:
+        return Replay([tables[index] for index in keep], tree, [wanted[index] for index in keep])
 
     def liveness(keep: Sequence[int]) -> Liveness:
-        view, same = show(keep)
-        dead = dict(zip(keep, _dead([tables[index] for index in keep], view, same, tree), strict=True))
-        useful = {keep[view[path][0]] for path in same if not tree[path].is_dir}
+        shown = replay(tuple(keep))
+        dead = dict(zip(keep, shown.dead(), strict=True))
+        view = shown.view("last")
+        useful = {keep[view[path][0]] for path in shown.unchanged("last") if not tree[path].is_dir}
         return Liveness(
             live={index: sizes[index] - dead[index] for index in keep},
             dead=dead,
-            useless={i for i in keep if i not in useful and not _true_directories(tables[i], wanted[i])},
+            useless={i for i in keep if i not in useful and not _true_structure(tables[i], wanted[i], tree)},
         )
 
     room = max_layers
     while True:
         kept = compact(sizes, liveness, unfit=unfit, max_overhead=max_overhead, max_layers=room)
-        groups, directories, whiteouts = _changes(*show(kept.keep), tree, components, max_layers)
-        plan = Plan(_with_fixes(kept.keep, _layers(groups, directories, whiteouts), tables, tree), kept.drops)
+        groups, directories, whiteouts = _changes(replay(tuple(kept.keep)), components, max_layers)
+        plan = Plan(_with_fixes(kept.keep, _layers(groups, directories, whiteouts, tree), tables, tree), kept.drops)
         excess = len(plan.layers) - max_layers
         if excess <= 0 or not kept.keep:
             return plan
         room = max(0, len(kept.keep) - excess)
 
 
-def live_and_dead(layers: Sequence[Published], tree: Tree) -> tuple[int, int]:
-    """Compressed bytes of an image that clients see, and those that they download for nothing."""
-    tables = [layer.table for layer in layers]
-    view = merge(tables, "last")
-    dead = sum(_dead(tables, view, unchanged(view, tree, [wanted_of(table, tree) for table in tables]), tree))
-    return sum(layer.blob.size for layer in layers) - dead, dead
-
-
-def _dead(tables: Sequence[Table], view: View, same: Collection[str], tree: Tree) -> list[int]:
-    """Compressed bytes of each layer that clients don't see or that the tree does not want.
-
-    Directories are structure: they are live while they exist.
-    """
-    dead = [sum(entry.cost for entry in table.entries.values()) for table in tables]
-    for path, (at, entry) in view.items():
-        if path in same or (entry.is_dir and (want := tree.get(path)) is not None and want.is_dir):
-            dead[at] -= entry.cost
-    return dead
-
-
-def _changes(
-    view: View, same: Collection[str], tree: Tree, components: Components, max_layers: int
-) -> tuple[list[Group], list[str], list[str]]:
+def _changes(shown: Replay, components: Components, max_layers: int) -> tuple[list[Group], list[str], list[str]]:
     """What new layers must hold: files, directories to state, paths to remove."""
+    tree, view, same = shown.tree, shown.view("last"), shown.unchanged("last")
     wrong = [path for path in tree if path not in same]
     files = [path for path in wrong if not tree[path].is_dir]
     directories = [path for path in wrong if tree[path].is_dir]
@@ -140,43 +121,54 @@ def _changes(
     return groups, directories, sorted(whiteouts)
 
 
-def _layers(groups: Sequence[Group], directories: Iterable[str], whiteouts: Sequence[str]) -> list[LayerPlan]:
+def _layers(
+    groups: Sequence[Group], directories: Iterable[str], whiteouts: Sequence[str], tree: Tree
+) -> list[LayerPlan]:
     """New layers for these groups; the last also states the directories and removes what is to be removed."""
     directories = list(directories)
     if not groups and (directories or whiteouts):
         groups = [Group("directories and removals", [])]
-    plans = [LayerPlan(group.name, _stated(group.paths), group.paths) for group in groups[:-1]]
+    plans = [LayerPlan(group.name, _stated(group.paths, tree), group.paths) for group in groups[:-1]]
     for group in groups[-1:]:
-        stated = _stated([*group.paths, *whiteouts, *directories], directories)
+        stated = _stated([*group.paths, *whiteouts, *directories], tree, directories)
         plans.append(LayerPlan(group.name, stated, group.paths, whiteouts))
     return plans
 
 
-def _stated(paths: Iterable[str], directories: Iterable[str] = ()) -> list[str]:
-    """All ancestors of some paths, and some directories, parents first."""
+def _stated(paths: Iterable[str], tree: Tree, directories: Iterable[str] = ()) -> list[str]:
+    """All ancestors of some paths, and some directories, parents first.
+
+    To OSTree's importer `usr` is an ancestor of `etc`, which it imports as `usr/etc`.
+    """
     stated = set(directories)
     for path in paths:
         above = parent_of(path)
         while above not in stated:
             stated.add(above)
             above = parent_of(above)
+    if "etc" in stated and "usr" in tree and tree["usr"].is_dir:
+        stated.add("usr")
     return sorted(stated)
 
 
 def _with_fixes(
     kept: Sequence[int], new: Sequence[LayerPlan], tables: Sequence[Table], tree: Tree
 ) -> list[int | LayerPlan]:
-    """The kept and the new layers in order, with fix layers where a client that takes the first word would err."""
+    """The kept and the new layers in order, with fix layers where a client would err.
+
+    That is one that takes the first word on a directory, and overlayfs where it has to merge a directory of one layer.
+    """
     layers: list[int | LayerPlan] = [*kept, *new]
     ordered = [*(tables[index] for index in kept), *(plan.table(tree) for plan in new)]
-    fixes: dict[int, list[str]] = {}
-    for path, (at, entry) in merge(ordered, "first").items():
+    shown = Replay(ordered, tree)
+    fixes = shown.exposed()
+    for path, (at, entry) in shown.view("first").items():
         want = tree.get(path)
         if path != ROOT and want is not None and want.is_dir and not entry.same_as(want):
             fixes.setdefault(at, []).append(path)
     merged = _earliest(fixes, ordered)
     for at in sorted(merged, reverse=True):
-        layers.insert(at, LayerPlan("directory metadata", _stated(merged[at], merged[at])))
+        layers.insert(at, LayerPlan("directory metadata", _stated(merged[at], tree, merged[at])))
     return layers
 
 
@@ -197,9 +189,27 @@ def _earliest(fixes: Mapping[int, Sequence[str]], tables: Sequence[Table]) -> di
     return merged
 
 
-def _true_directories(table: Table, wanted: Collection[str]) -> bool:
-    """Whether a layer holds directories alone, all as the tree wants them: cheap to keep, and often a fix layer."""
-    return not table.whiteouts and all(entry.is_dir and path in wanted for path, entry in table.entries.items())
+def _true_structure(table: Table, wanted: Collection[str], tree: Tree) -> bool:
+    """Whether a layer holds directories and removals alone, all as the tree wants them: cheap to keep."""
+    return not any(path in tree for path in table.whiteouts) and all(
+        entry.is_dir and path in wanted for path, entry in table.entries.items()
+    )
+
+
+def _beyond_repair(tables: Sequence[Table], wanted: Sequence[Collection[str]], tree: Tree) -> dict[int, str]:
+    """Layers with a directory that needs a fix and hides from clients what a fix layer would say of it."""
+    unfit = {}
+    for index, table in enumerate(tables):
+        opaque = (
+            [path for path, entry in table.entries.items() if entry.is_dir and hides(table, path)]
+            if table.opaque
+            else []
+        )
+        with_removals = {parent_of(path) for path in table.whiteouts}
+        for path in opaque:
+            if path in tree and tree[path].is_dir and (path not in wanted[index] or path in with_removals):
+                unfit[index] = f"it makes {path!r} opaque, which hides how it should be now"
+    return unfit
 
 
 def _holding_protected(tables: Sequence[Table], tree: Tree) -> dict[int, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +92,7 @@ class ImageSource:
             if path.partition("/")[0] in MOUNTED_OVER and "/" in path:
                 continue
             if entry.kind == "x":
-                skipped["device or FIFO"] += 1
+                skipped["special file"] += 1
                 continue
             faults.name(path, entry.target)
             place = (index, entry.group or path)
@@ -122,6 +123,7 @@ class _Spool:
 
     def __init__(self, scratch: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  # lives as long as the spool
+        weakref.finalize(self, self._file.close)
         self._lock = threading.Lock()
         self._end = 0
         self.spans: dict[Place, tuple[int, int]] = {}

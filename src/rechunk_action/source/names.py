@@ -25,7 +25,7 @@ class Name:
 def parse_name(text: str, *, allowed: tuple[str, ...] = TRANSPORTS) -> Name:
     """Raises `InputError` for a name that is not one of the allowed transports."""
     transport, colon, rest = text.partition(":")
-    if not colon or transport not in allowed or not rest:
+    if not colon or transport not in allowed or not rest or (transport == "oci" and rest.startswith(":")):
         forms = {"dir": "dir:PATH", "oci": "oci:DIR[:TAG]"}
         raise InputError(f"{text!r} is no name that can be used here: write {' or '.join(forms[t] for t in allowed)}")
     if transport == "dir":

@@ -13,5 +13,6 @@ def left_out(skipped: Counter[str], dropped_xattrs: int) -> list[str]:
         if kind != "socket"
     ]
     if dropped_xattrs:
-        notices.append(f"left out {dropped_xattrs:,} extended attributes that importers cannot read, as asked")
+        plural = "s" if dropped_xattrs > 1 else ""
+        notices.append(f"left out {dropped_xattrs:,} extended attribute{plural} that importers cannot read, as asked")
     return notices

@@ -47,7 +47,8 @@ class Scan:
 
 
 def scan(root: str, *, drop_bad_xattrs: bool = False, hasher: Hasher | None = None) -> Scan:
-    """Walk a directory. Without a hasher contents are not read, and every file of some size has an empty digest.
+    """Walk a directory. Contents are read by the hasher, which the caller has to finish; without one they are not, and
+    every file of some size has an empty digest.
 
     Raises `InputError` when the directory is missing, unreadable or empty, `UnsupportedTree` for what no client takes.
     """
@@ -56,29 +57,28 @@ def scan(root: str, *, drop_bad_xattrs: bool = False, hasher: Hasher | None = No
     faults = Faults(drop_bad_xattrs=drop_bad_xattrs)
     inodes: dict[tuple[int, int], list[str]] = {}
     for path, status, full in _walk(root):
-        entry = _entry(full, status, faults, path)
+        try:
+            entry = _entry(full, status, faults, path)
+        except OSError as error:
+            raise unreadable(full, error) from None
         if entry is None:
             found.skipped[_KIND_NAMES.get(stat.S_IFMT(status.st_mode), "unknown object")] += 1
             continue
         found.tree[path] = entry
-        if entry.kind == "f":
-            first = True
-            if status.st_nlink > 1:
-                links = inodes.setdefault((status.st_dev, status.st_ino), [])
-                links.append(path)
-                first = len(links) == 1
-            if hasher and first and entry.size:
-                hasher.add(full, entry)
+        if entry.kind == "f" and status.st_nlink > 1:
+            inodes.setdefault((status.st_dev, status.st_ino), []).append(path)
+        elif hasher and entry.kind == "f" and entry.size:
+            hasher.add(full, entry)
+    for paths in inodes.values():
+        linked = [found.tree[path] for path in paths]
+        for entry in linked if len(linked) > 1 else ():
+            entry.group = min(paths)
+        if hasher and linked[0].size:
+            hasher.add(f"{root}/{paths[0]}", *linked)
     faults.check()
     found.dropped_xattrs = faults.dropped
     if len(found.tree) == 1:
         raise InputError(f"{root} is an empty directory: name the root file system of the image")
-    if hasher:
-        hasher.finish()
-    for paths in inodes.values():
-        for path in paths if len(paths) > 1 else ():
-            found.tree[path].group = min(paths)
-            found.tree[path].sha256 = found.tree[paths[0]].sha256
     return found
 
 
@@ -90,7 +90,7 @@ class Hasher:
         self._pool = ThreadPoolExecutor(threads)
         self._advance = advance
         self._batches: list[Future[None]] = []
-        self._batch: list[tuple[str, Entry]] = []
+        self._batch: list[tuple[str, Sequence[Entry]]] = []
         self._size = 0
 
     def __enter__(self) -> Self:
@@ -99,10 +99,13 @@ class Hasher:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def add(self, full: str, entry: Entry) -> None:
-        """Hash a file when its turn comes. Small files go together, so that threads rarely wait for each other."""
-        self._batch.append((full, entry))
-        self._size += entry.size
+    def add(self, full: str, *entries: Entry) -> None:
+        """Hash a file, with several entries where it has hard links, when its turn comes.
+
+        Small files go together, so that threads rarely wait for each other.
+        """
+        self._batch.append((full, entries))
+        self._size += entries[0].size
         if self._size > 4 * PIECE or len(self._batch) >= _BATCH:
             self._submit()
 
@@ -116,10 +119,12 @@ class Hasher:
         self._batches.append(self._pool.submit(self._hash, self._batch))
         self._batch, self._size = [], 0
 
-    def _hash(self, batch: Sequence[tuple[str, Entry]]) -> None:
-        for full, entry in batch:
-            entry.sha256 = _hash_file(full, entry.size)
-        self._advance(sum(entry.size for _, entry in batch))
+    def _hash(self, batch: Sequence[tuple[str, Sequence[Entry]]]) -> None:
+        for full, entries in batch:
+            digest = _hash_file(full, entries[0].size)
+            for entry in entries:
+                entry.sha256 = digest
+        self._advance(sum(entries[0].size for _, entries in batch))
 
 
 def file_pieces(full: str) -> Iterator[bytes]:
@@ -128,6 +133,8 @@ def file_pieces(full: str) -> Iterator[bytes]:
     try:
         while data := os.read(descriptor, PIECE):
             yield data
+    except OSError as error:
+        raise unreadable(full, error) from None
     finally:
         os.close(descriptor)
 
@@ -253,6 +260,8 @@ def _hash_file(full: str, size: int) -> bytes:
     descriptor = _open(full)
     try:
         return hashlib.sha256(os.read(descriptor, PIECE)).digest()  # one call: most of a small file's cost is calls
+    except OSError as error:
+        raise unreadable(full, error) from None
     finally:
         os.close(descriptor)
 
