@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rechunk_action.tree.entry import Entry, ancestors, is_utf8, link_groups, parent_of
 
-ENTRY = Entry("f", 0o644, 1, 2, mtime=3, size=4, sha256=b"5" * 32, target="", xattrs=(("user.a", b"6"),))
+ENTRY = Entry("f", 0o644, 1, 2, mtime=3, size=4, digest=b"5" * 32, target="", xattrs=(("user.a", b"6"),))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_ancestors_are_all_directories_above(path: str, above: list[str]) -> Non
         {"uid": 9},
         {"gid": 9},
         {"size": 9},
-        {"sha256": b"9" * 32},
+        {"digest": b"9" * 32},
         {"target": "9"},
         {"xattrs": ()},
         {"xattrs": (("user.a", b"9"),)},

@@ -16,7 +16,7 @@ from rechunk_action.errors import CorruptImage, InputError, UnsupportedTree
 from rechunk_action.oci import compression
 from rechunk_action.oci.layout import blob_path, read_image
 from rechunk_action.source.image import ImageSource
-from rechunk_action.tree.entry import Entry
+from rechunk_action.tree.entry import Entry, new_digest
 from rechunk_action.tree.scan import PIECE, Hasher, scan
 from tests.support import (
     Item,
@@ -72,7 +72,7 @@ def whole(entry: Entry) -> tuple[object, ...]:
         entry.uid,
         entry.gid,
         entry.mtime,
-        entry.sha256,
+        entry.digest,
         entry.target,
         entry.xattrs,
         entry.group,
@@ -141,7 +141,7 @@ def test_the_uppermost_content_comes_back(opened: Open) -> None:
 def test_the_last_content_of_a_path_comes_back(opened: Open) -> None:
     source = opened(layer(file("a", b"first"), file("b", b"b"), file("a", b"second")))
     source.prepare(["a"])
-    assert (content(source, "a"), source.tree["a"].sha256) == (b"second", hashlib.sha256(b"second").digest())
+    assert (content(source, "a"), source.tree["a"].digest) == (b"second", new_digest(b"second").digest())
 
 
 def test_scratch_space_holds_no_names_of_the_image(opened: Open, tmp_path: Path) -> None:

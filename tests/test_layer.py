@@ -18,7 +18,7 @@ from rechunk_action.oci.compression import DEFAULTS
 from rechunk_action.oci.layer import GATHER, LayerPlan, Written, write_layer
 from rechunk_action.oci.tar import END
 from rechunk_action.source.directory import DirectorySource
-from rechunk_action.tree.entry import EMPTY_SHA256, Entry, Tree
+from rechunk_action.tree.entry import EMPTY_DIGEST, Entry, Tree, new_digest
 from tests.support import digest, peak_memory
 
 RANDOM = hashlib.shake_128(b"seed").digest(3 * GATHER // 2)
@@ -42,15 +42,15 @@ class Held:
 
 
 def file(content: bytes, **attributes: Any) -> Entry:
-    return Entry("f", **{"mode": 0o644, "uid": 0, "gid": 0} | attributes, size=len(content), sha256=sha256(content))
+    return Entry("f", **{"mode": 0o644, "uid": 0, "gid": 0} | attributes, size=len(content), digest=digest_of(content))
 
 
 def directory(mode: int = 0o755) -> Entry:
     return Entry("d", mode, 0, 0, mtime=77)
 
 
-def sha256(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
+def digest_of(content: bytes) -> bytes:
+    return new_digest(content).digest()
 
 
 CONTENTS = {"usr/a": b"a" * 600, "usr/b": RANDOM, "usr/empty": b"", "usr/link": b"a" * 600, "usr/text": TEXT}
@@ -196,12 +196,14 @@ def test_same_input_gives_the_same_bytes(tmp_path: Path, compression: str) -> No
 def test_missing_digests_are_taken_on_the_way(tmp_path: Path) -> None:
     unread = tree()
     for path in FILES:
-        unread[path].sha256 = b""
-    unread["usr/empty"].sha256 = EMPTY_SHA256
+        unread[path].digest = b""
+    unread["usr/empty"].digest = EMPTY_DIGEST
     written = write(tmp_path / "layer", wanted=unread)
-    assert {path: unread[path].sha256 for path in CONTENTS} == {path: sha256(data) for path, data in CONTENTS.items()}
-    assert {path: written.table.entries[path].sha256 for path in CONTENTS} == {
-        path: unread[path].sha256 for path in CONTENTS
+    assert {path: unread[path].digest for path in CONTENTS} == {
+        path: digest_of(data) for path, data in CONTENTS.items()
+    }
+    assert {path: written.table.entries[path].digest for path in CONTENTS} == {
+        path: unread[path].digest for path in CONTENTS
     }
     assert written.blob == write(tmp_path / "again").blob
 
@@ -217,7 +219,7 @@ def test_a_file_that_changes_is_told(tmp_path: Path, now: bytes) -> None:
 @pytest.mark.parametrize("now", [RANDOM[:-1], RANDOM + b"1"], ids=["less", "more"])
 def test_a_file_of_unknown_content_may_not_change_its_size(tmp_path: Path, now: bytes) -> None:
     unread = tree()
-    unread["usr/b"].sha256 = b""
+    unread["usr/b"].digest = b""
     with pytest.raises(InputError, match="usr/b changed while it was read"):
         write(tmp_path / "layer", wanted=unread, contents=Held(CONTENTS | {"usr/b": now}))
 
@@ -249,7 +251,7 @@ def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
             newest=None,
         )
     assert peak.size < 10 << 20
-    assert (written.table.entries["large"].size, written.table.entries["large"].sha256) == (
+    assert (written.table.entries["large"].size, written.table.entries["large"].digest) == (
         300 << 20,
-        source.tree["large"].sha256,
+        source.tree["large"].digest,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import socket
 import stat
@@ -14,7 +13,7 @@ import pytest
 
 from rechunk_action.errors import EnvironmentLack, InputError, UnsupportedTree
 from rechunk_action.source.directory import DirectorySource
-from rechunk_action.tree.entry import EMPTY_SHA256, Entry
+from rechunk_action.tree.entry import EMPTY_DIGEST, Entry, new_digest
 from rechunk_action.tree.scan import MOUNTED_OVER, PIECE, Hasher, Scan, file_pieces, scan
 from tests.support import as_nobody
 
@@ -73,7 +72,7 @@ def test_empty_directories_and_files_are_there(root: Path) -> None:
     (root / "a" / "empty").touch()
     tree = scan(str(root)).tree
     assert tree["a/b"].is_dir
-    assert (tree["a/empty"].size, tree["a/empty"].sha256) == (0, EMPTY_SHA256)
+    assert (tree["a/empty"].size, tree["a/empty"].digest) == (0, EMPTY_DIGEST)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +243,7 @@ def test_hard_links_are_a_group_named_after_the_first(root: Path) -> None:
     tree = hashed(root)[0].tree
     assert {path for path, entry in tree.items() if entry.group == "a"} == {"a", "b", "z/a", "z/one"}
     assert tree["alone"].group == ""
-    assert {tree[path].sha256 for path in ("a", "b", "z/a", "z/one")} == {hashlib.sha256(b"content").digest()}
+    assert {tree[path].digest for path in ("a", "b", "z/a", "z/one")} == {new_digest(b"content").digest()}
 
 
 def test_a_link_from_outside_makes_no_group(root: Path) -> None:
@@ -264,7 +263,7 @@ def test_hard_links_of_empty_files_are_a_group(root: Path) -> None:
     (root / "a").touch()
     os.link(root / "a", root / "b")
     tree = scan(str(root)).tree
-    assert [(tree[path].group, tree[path].sha256) for path in "ab"] == [("a", EMPTY_SHA256)] * 2
+    assert [(tree[path].group, tree[path].digest) for path in "ab"] == [("a", EMPTY_DIGEST)] * 2
 
 
 def test_symbolic_links_are_never_a_group(root: Path) -> None:
@@ -364,7 +363,7 @@ def test_an_unreadable_attribute_is_told(open_root: Path) -> None:
 def test_a_tree_that_may_be_read_needs_no_root(open_root: Path) -> None:
     (open_root / "x").write_bytes(b"1")
     with as_nobody():
-        assert hashed(Path("root"))[0].tree["x"].sha256 == hashlib.sha256(b"1").digest()
+        assert hashed(Path("root"))[0].tree["x"].digest == new_digest(b"1").digest()
 
 
 # Contents
@@ -378,15 +377,15 @@ def test_every_content_is_hashed_once(root: Path, threads: int) -> None:
         (root / name).write_bytes(content)
     os.link(root / "large", root / "linked")
     found, told = hashed(root, threads)
-    assert {path: found.tree[path].sha256 for path in contents} == {
-        path: hashlib.sha256(content).digest() for path, content in contents.items()
+    assert {path: found.tree[path].digest for path in contents} == {
+        path: new_digest(content).digest() for path, content in contents.items()
     }
     assert sum(told) == sum(map(len, contents.values()))
 
 
 def test_contents_are_not_read_without_need(root: Path) -> None:
     (root / "x").write_bytes(b"1")
-    assert scan(str(root)).tree["x"].sha256 == b""
+    assert scan(str(root)).tree["x"].digest == b""
 
 
 def test_a_file_that_vanishes_is_told(root: Path) -> None:
@@ -418,4 +417,4 @@ def test_a_directory_source_hands_out_contents(root: Path) -> None:
     source = DirectorySource(f"{root}//")
     source.prepare(["dir/x"])
     assert b"".join(source.pieces("dir/x", len(content))) == source.read("dir/x") == content
-    assert (source.config, source.notices, source.tree["dir/x"].sha256) == (None, [], b"")
+    assert (source.config, source.notices, source.tree["dir/x"].digest) == (None, [], b"")

@@ -18,7 +18,7 @@ from rechunk_action.errors import CorruptImage, InputError
 from rechunk_action.oci.compression import Compression
 from rechunk_action.oci.table import Blob, read_table
 from rechunk_action.oci.tar import BLOCK, END, REGULAR, header
-from rechunk_action.tree.entry import EMPTY_SHA256, UNKNOWN_MODE, Entry
+from rechunk_action.tree.entry import EMPTY_DIGEST, UNKNOWN_MODE, Entry, new_digest
 from tests.support import (
     MEDIA_TYPES,
     Item,
@@ -40,8 +40,8 @@ from tests.support import (
 RANDOM = hashlib.shake_128(b"seed").digest(3_000_000)
 
 
-def sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+def digest_of(data: bytes) -> bytes:
+    return new_digest(data).digest()
 
 
 def facts(entry: Entry) -> tuple[str, int, int, int]:
@@ -61,9 +61,9 @@ def test_every_kind_of_entry_is_read() -> None:
     assert facts(read.entries["usr"]) == ("d", 0o1777, 0, 0)
     x = read.entries["usr/x"]
     assert facts(x) == ("f", 0o4755, 3, 4)
-    assert (x.mtime, x.size, x.sha256) == (99, 7, sha256(b"content"))
+    assert (x.mtime, x.size, x.digest) == (99, 7, digest_of(b"content"))
     assert x.xattrs == (("security.b", b"1"), ("user.a", b"\xff"))
-    assert (read.entries["usr/empty"].size, read.entries["usr/empty"].sha256) == (0, EMPTY_SHA256)
+    assert (read.entries["usr/empty"].size, read.entries["usr/empty"].digest) == (0, EMPTY_DIGEST)
     assert (facts(read.entries["usr/link"]), read.entries["usr/link"].target) == (("l", 0o777, 0, 0), "../x")
     assert (read.whiteouts, read.opaque, read.links, read.problem) == ([], [], {}, "")
 
@@ -72,7 +72,7 @@ def test_every_kind_of_entry_is_read() -> None:
 def test_a_layer_is_read_whatever_its_compression(compression: str) -> None:
     data = archive(file("a", b"content"))
     read = pack(data, compression).read()
-    assert (read.entries["a"].sha256, read.diff_id) == (sha256(b"content"), digest(data))
+    assert (read.entries["a"].digest, read.diff_id) == (digest_of(b"content"), digest(data))
 
 
 def test_a_table_survives_storing() -> None:
@@ -245,7 +245,7 @@ def test_a_hard_link_may_come_before_its_file() -> None:
 def test_hard_links_may_name_each_other() -> None:
     read = table(hardlink("a", "b"), hardlink("b", "c"), file("c", b"content"), hardlink("d", "a"))
     assert {read.entries[path].group for path in "abcd"} == {"c"}
-    assert {read.entries[path].sha256 for path in "abcd"} == {sha256(b"content")}
+    assert {read.entries[path].digest for path in "abcd"} == {digest_of(b"content")}
 
 
 def test_a_hard_link_to_a_symbolic_link_is_one() -> None:
@@ -281,18 +281,18 @@ def test_hard_links_in_a_circle_make_a_layer_unfit(items: list[Item]) -> None:
 
 def test_the_last_of_two_files_counts() -> None:
     read = table(file("a", b"first"), file("a", b"second", mode=0o600))
-    assert (read.entries["a"].sha256, read.entries["a"].mode) == (sha256(b"second"), 0o600)
+    assert (read.entries["a"].digest, read.entries["a"].mode) == (digest_of(b"second"), 0o600)
     assert read.problem == ""
 
 
 def test_a_file_after_a_hard_link_counts() -> None:
     read = table(file("b", b"first"), hardlink("a", "b"), file("a", b"second"))
-    assert (read.entries["a"].sha256, read.entries["a"].group) == (sha256(b"second"), "")
+    assert (read.entries["a"].digest, read.entries["a"].group) == (digest_of(b"second"), "")
 
 
 def test_a_hard_link_after_a_file_counts() -> None:
     read = table(file("b", b"first"), file("a", b"second"), hardlink("a", "b"))
-    assert (read.entries["a"].sha256, read.entries["a"].group) == (sha256(b"first"), "b")
+    assert (read.entries["a"].digest, read.entries["a"].group) == (digest_of(b"first"), "b")
 
 
 def test_a_directory_may_be_described_again() -> None:
@@ -476,12 +476,12 @@ def test_a_sink_may_leave_pieces_unread() -> None:
         next(pieces)
 
     read = pack(data).read(sink=sink)
-    assert [read.entries[path].sha256 for path in "ab"] == [sha256(RANDOM), sha256(RANDOM[:1000])]
+    assert [read.entries[path].digest for path in "ab"] == [digest_of(RANDOM), digest_of(RANDOM[:1000])]
 
 
 def test_known_digests_are_not_taken_again() -> None:
-    known = {"a": Entry("f", 0, 0, 0, sha256=b"known")}
-    assert pack(archive(file("a", b"1"))).read(known=known).entries["a"].sha256 == b"known"
+    known = {"a": Entry("f", 0, 0, 0, digest=b"known")}
+    assert pack(archive(file("a", b"1"))).read(known=known).entries["a"].digest == b"known"
 
 
 PARTS = archive(

@@ -23,6 +23,7 @@ import msgspec
 from rechunk_action import __version__
 from rechunk_action.errors import EnvironmentLack, InputError, RechunkError
 from rechunk_action.oci.compression import Compression, parse_compression
+from rechunk_action.oci.config import label_change
 from rechunk_action.pipeline import NEWEST, BuildOptions
 from rechunk_action.pipeline import build as run_build
 from rechunk_action.pipeline import compare as run_compare
@@ -79,6 +80,15 @@ class _CompressionType(click.ParamType[Compression]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Compression:
         del param, ctx
         return value if isinstance(value, Compression) else parse_compression(value)
+
+
+class _LabelType(click.ParamType[str]):
+    name = "K=V"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        del param, ctx
+        label_change(value)
+        return str(value)
 
 
 _IMAGE = _NameType("oci")
@@ -138,7 +148,9 @@ def cli() -> None:
     show_default=True,
     help="How new layers are compressed; without a level, the best one for each kind of layer.",
 )
-@click.option("--label", "labels", multiple=True, metavar="K=V", help="Set a label; K- removes it. May be repeated.")
+@click.option(
+    "--label", "labels", type=_LabelType(), multiple=True, help="Set a label; K- removes it. May be repeated."
+)
 @click.option("--version", help="Version of the image, for its label.")
 @click.option(
     "--config",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from rechunk_action.oci.config import (
     image_manifest,
     load_config,
 )
-from rechunk_action.oci.layer import Written, write_layer
+from rechunk_action.oci.layer import Contents, Written, write_layer
 from rechunk_action.oci.layout import (
     CONFIG,
     MANIFEST,
@@ -256,12 +257,14 @@ def _write(
     source.prepare([path for layer in new for path in layer.paths if source.tree[path].kind == "f"])
     sizes = [layer.archive_size(source.tree) for layer in new]
     level = options.compression.update_level if update else options.compression.level
+    stop = threading.Event()
+    contents = _Stoppable(source, stop)
 
     def write(number: int) -> Written:
         written = write_layer(
             new[number],
             source.tree,
-            source,
+            contents,
             writer.scratch / f"layer-{number}",
             compression=options.compression,
             level=level,
@@ -275,8 +278,26 @@ def _write(
 
     order = sorted(range(len(new)), key=lambda number: -sizes[number])
     with ThreadPoolExecutor(options.threads) as pool:
-        finished = dict(zip(order, pool.map(write, order), strict=True))
+        try:
+            finished = dict(zip(order, pool.map(write, order), strict=True))
+        except BaseException:
+            stop.set()  # the other layers, which could take minutes, are of no use any more
+            raise
     return [finished[number] for number in range(len(new))]
+
+
+class _Stoppable:
+    """Contents that end in an error when they are told to."""
+
+    def __init__(self, contents: Contents, stop: threading.Event) -> None:
+        self._contents = contents
+        self._stop = stop
+
+    def pieces(self, path: str, size: int) -> Iterator[bytes]:
+        for piece in self._contents.pieces(path, size):
+            if self._stop.is_set():
+                raise CancelledError
+            yield piece
 
 
 def _assemble(plan: Plan, previous: Previous | None, written: Sequence[Written]) -> list[Layer]:

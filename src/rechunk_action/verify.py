@@ -51,7 +51,7 @@ def _difference(shown: Entry | None, wanted: Entry | None, links: Sequence[str])
             ("mode", shown.mode, wanted.mode),
             ("owner", f"{shown.uid}:{shown.gid}", f"{wanted.uid}:{wanted.gid}"),
             ("size", shown.size, wanted.size),
-            ("content", shown.sha256.hex()[:12], wanted.sha256.hex()[:12]),
+            ("content", shown.digest.hex()[:12], wanted.digest.hex()[:12]),
             ("target", shown.target, wanted.target),
             ("attributes", dict(shown.xattrs), dict(wanted.xattrs)),
         )

@@ -146,21 +146,32 @@ def image_labels(
     labels[CREATED_LABEL] = _timestamp(created)
     if version:
         labels[VERSION_LABEL] = version
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if equals and key in FORMAT_LABELS:
-            raise InputError(f"label {key} would make clients read the image as an OSTree-chunked one: leave it out")
-        if equals and key:
-            labels[key] = value
-        elif change.endswith("-") and len(change) > 1:
-            labels.pop(change[:-1], None)
+    for key, value in map(label_change, changes):
+        if value is None:
+            labels.pop(key, None)
         else:
-            raise InputError(f"label {change!r} is neither KEY=VALUE nor KEY- (which removes it)")
+            labels[key] = value
     labels |= {"rechunk.version": __version__, "rechunk.chunks": str(chunks), "rechunk.engine": engine}
     if prev_ref:
         labels["rechunk.prev-ref"] = prev_ref
     return labels
 
 
+def label_change(text: str) -> tuple[str, str | None]:
+    """A label and its value, None where it is to be removed, from `K=V` or `K-`.
+
+    Raises `InputError` for what is neither.
+    """
+    key, equals, value = text.partition("=")
+    if equals and key in FORMAT_LABELS:
+        raise InputError(f"label {key} would make clients read the image as an OSTree-chunked one: leave it out")
+    if equals and key:
+        return key, value
+    if text.endswith("-") and len(text) > 1:
+        return text[:-1], None
+    raise InputError(f"label {text!r} is neither KEY=VALUE nor KEY- (which removes it)")
+
+
 def _timestamp(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """As RFC 3339 has it, in any year: strftime gives the year 1, Go's zero time, one digit."""
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat() + "Z"

@@ -18,7 +18,7 @@ from rechunk_action.errors import InputError
 from rechunk_action.oci import tar
 from rechunk_action.oci.compression import Compression, Compressor
 from rechunk_action.oci.table import WHITEOUT, Blob, Table, read_table
-from rechunk_action.tree.entry import Entry, Tree
+from rechunk_action.tree.entry import Entry, Tree, new_digest
 
 GATHER = 1 << 19
 """Bytes gathered before the compressor is called: few calls, and little memory."""
@@ -81,7 +81,7 @@ def write_layer(
 
     `newest` clamps the files' mtimes (seconds since 1970). Raises `InputError` when a file changes while it is read.
     """
-    known = None if all(entry.sha256 for path in plan.paths if (entry := tree[path]).kind == "f") else tree
+    known = None if all(entry.digest for path in plan.paths if (entry := tree[path]).kind == "f") else tree
     with path.open("xb") as file:
         out = _Output(file, compression.compressor(level, threads))
         for piece in _archive(plan, tree, contents, newest):
@@ -144,7 +144,7 @@ def _archive(plan: LayerPlan, tree: Tree, contents: Contents, newest: int | None
             yield _header(path, tar.SYMLINK, entry, mtime=mtime, linkname=entry.target)
         elif entry.group in first_of:
             first = first_of[entry.group]
-            entry.sha256 = tree[first].sha256
+            entry.digest = tree[first].digest
             yield _header(path, tar.HARDLINK, entry, mtime=mtime, linkname=first)
         else:
             if entry.group:
@@ -170,14 +170,14 @@ def _header(name: str, typeflag: bytes, entry: Entry, *, mtime: int = 0, size: i
 
 
 def _content(path: str, entry: Entry, contents: Contents) -> Iterator[bytes]:
-    content = hashlib.sha256()
+    content = new_digest()
     size = 0
     for piece in contents.pieces(path, entry.size):
         content.update(piece)
         size += len(piece)
         yield piece
     digest = content.digest()
-    if size != entry.size or (entry.sha256 or digest) != digest:
+    if size != entry.size or (entry.digest or digest) != digest:
         raise InputError(f"{path} changed while it was read: build from a tree that nothing writes to")
-    entry.sha256 = digest
+    entry.digest = digest
     yield tar.padding(size)

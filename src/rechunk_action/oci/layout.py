@@ -160,22 +160,29 @@ class LayoutWriter:
         path.rename(blob_path(self._stage, digest))
 
     def keep(self, image: Image, blob: Blob, table: Table) -> None:
-        """Take a layer over from another image, byte for byte, checking its digest."""
+        """Take a layer over from another image, byte for byte.
+
+        Its digest is checked, unless it was when its table was stored and the blob has not been written to since.
+        """
+        source = blob_path(image.layout, blob.digest).resolve()
         target = blob_path(self._stage, blob.digest)
         with image.open(blob):
-            source = blob_path(image.layout, blob.digest).resolve()
-            if not target.exists():
-                try:
-                    target.hardlink_to(source)
-                except OSError:  # another file system, or one without hard links
-                    shutil.copyfile(source, target)
-        with target.open("rb") as kept:
-            digest = "sha256:" + hashlib.file_digest(kept, "sha256").hexdigest()
-        if digest != blob.digest:
-            raise CorruptImage(
-                f"layer {blob.digest} of {image.layout} is damaged: its content has another digest; "
-                "copy the image again"
-            )
+            pass
+        linked = target.exists()
+        if not linked:
+            try:
+                target.hardlink_to(source)
+                linked = True
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(source, target)
+        if not (linked and _newer(table_path(image.layout, blob.digest), source)):
+            with target.open("rb") as kept:
+                digest = "sha256:" + hashlib.file_digest(kept, "sha256").hexdigest()
+            if digest != blob.digest:
+                raise CorruptImage(
+                    f"layer {blob.digest} of {image.layout} is damaged: its content has another digest; "
+                    "copy the image again"
+                )
         self.store_table(blob, table)
 
     def limit(self, digests: Collection[str]) -> None:
@@ -216,6 +223,14 @@ class LayoutWriter:
             for file in (self._stage / directory).iterdir():
                 file.replace(self.layout / directory / file.name)
         index.replace(self.layout / "index.json")
+
+
+def _newer(file: Path, other: Path) -> bool:
+    """Whether a file was written to after another, as `make` tells."""
+    try:
+        return file.stat().st_mtime_ns >= other.stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
 
 
 _TABLE = msgspec.msgpack.Decoder(Table)

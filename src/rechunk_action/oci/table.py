@@ -7,18 +7,18 @@ the archive leaves out is there as a directory of unknown mode, because each cli
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import msgspec
+from blake3 import blake3
 
 from rechunk_action.errors import Bomb, CorruptImage
 from rechunk_action.oci import tar
 from rechunk_action.oci.compression import Reader
 from rechunk_action.oci.tar import Member
 from rechunk_action.tree.entry import (
-    EMPTY_SHA256,
+    EMPTY_DIGEST,
     IGNORED_XATTRS,
     ROOT,
     UNKNOWN_MODE,
@@ -26,6 +26,7 @@ from rechunk_action.tree.entry import (
     Kind,
     ancestors,
     is_utf8,
+    new_digest,
     parent_of,
 )
 
@@ -66,10 +67,6 @@ class Table(msgspec.Struct, array_like=True):
 
 Sink = Callable[[str, Entry, Iterator[memoryview]], None]
 """Is shown a regular file's content while its layer is read: path, entry, pieces. It may leave pieces unread."""
-
-
-class _Hash(Protocol):
-    def update(self, data: memoryview, /) -> None: ...
 
 
 def read_table(
@@ -204,7 +201,7 @@ class _TableBuilder:
             return entry
         if entry.kind == "f":
             entry.size = member.size
-            entry.sha256 = EMPTY_SHA256
+            entry.digest = EMPTY_DIGEST
         elif entry.kind == "l":
             entry.mode = 0o777
             entry.target = member.linkname.decode("utf-8", "surrogateescape")
@@ -230,10 +227,10 @@ class _TableBuilder:
     def _read_content(self, path: str, entry: Entry) -> None:
         pieces = self._reader.chunks(entry.size)
         if self._known is not None:
-            entry.sha256 = self._known[path].sha256
+            entry.digest = self._known[path].digest
             self._reader.skip(entry.size)
             return
-        content = hashlib.sha256()
+        content = new_digest()
         if self._sink is None:
             for piece in pieces:
                 content.update(piece)
@@ -242,7 +239,7 @@ class _TableBuilder:
             self._sink(path, entry, hashed)
             for _ in hashed:  # what the sink had no use for
                 pass
-        entry.sha256 = content.digest()
+        entry.digest = content.digest()
 
     def _resolve_hardlinks(self) -> dict[str, str]:
         lower: dict[str, str] = {}
@@ -298,7 +295,7 @@ def _xattrs(member: Member) -> tuple[tuple[str, bytes], ...]:
     return tuple(sorted(pair for pair in member.xattrs.items() if not pair[0].startswith(IGNORED_XATTRS)))
 
 
-def _hashing(pieces: Iterator[memoryview], content: _Hash) -> Iterator[memoryview]:
+def _hashing(pieces: Iterator[memoryview], content: blake3) -> Iterator[memoryview]:
     for piece in pieces:
         content.update(piece)
         yield piece

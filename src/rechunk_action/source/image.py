@@ -103,7 +103,7 @@ class ImageSource:
                 entry.gid,
                 0 if entry.is_dir else entry.mtime,
                 entry.size,
-                entry.sha256,
+                entry.digest,
                 entry.target,
                 faults.xattrs(path, entry.xattrs),
             )

@@ -9,12 +9,12 @@ Paths are relative to the root, without a leading slash; the root directory itse
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
+from blake3 import blake3
 
 Kind = Literal["d", "f", "l", "x"]
 """Directory, regular file, symbolic link: all that a layer can carry to every client. `x` is anything else (a device,
@@ -26,7 +26,11 @@ UNKNOWN_MODE = -1
 """Mode of a directory that a layer needs but does not describe: each client makes up its own."""
 
 
-EMPTY_SHA256 = hashlib.sha256().digest()
+new_digest = blake3
+"""What contents are known by: BLAKE3, which reads two to three times as fast as SHA-256 and is as hard to deceive. It
+stays between a tree and its tables; what a registry or a client sees is named by SHA-256, as OCI has it."""
+
+EMPTY_DIGEST = new_digest().digest()
 
 IGNORED_XATTRS = ("security.selinux", "trusted.overlay.", "user.overlay.")
 """Attributes, by prefix, that no image carries: clients label from the tree's own SELinux policy, and the others are
@@ -37,9 +41,9 @@ class Entry(msgspec.Struct, array_like=True, gc=False, eq=False):
     """A directory, file or symbolic link.
 
     `mode` holds the permission bits (0o7777), `xattrs` sorted pairs of name and value, `target` a symbolic link's
-    text, `size` bytes. `sha256` is the content's digest (32 bytes): empty for what is not a regular file, and for a
-    file whose content has not been read yet. `group` names the first path of a set of hard links, `""` when the file
-    has one name. `cost` is the share of its layer's compressed bytes, 0 outside a layer.
+    text, `size` bytes. `digest` is that of the content (`new_digest`, 32 bytes): empty for what is not a regular file,
+    and for a file whose content has not been read yet. `group` names the first path of a set of hard links, `""` when
+    the file has one name. `cost` is the share of its layer's compressed bytes, 0 outside a layer.
     """
 
     kind: Kind
@@ -48,7 +52,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False, eq=False):
     gid: int
     mtime: int = 0
     size: int = 0
-    sha256: bytes = b""
+    digest: bytes = b""
     target: str = ""
     xattrs: tuple[tuple[str, bytes], ...] = ()
     group: str = ""
@@ -61,7 +65,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False, eq=False):
     def same_as(self, other: Entry) -> bool:
         """Whether the two have one identity, hard-link groups aside: those belong to a tree, not to an entry."""
         return (
-            self.sha256 == other.sha256
+            self.digest == other.digest
             and self.size == other.size
             and self.mode == other.mode
             and self.kind == other.kind

@@ -9,7 +9,6 @@ clients, attribute values that break importers (ostree-ext splits PAX records at
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections import Counter
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from rechunk_action.errors import EnvironmentLack, InputError, UnsupportedTree
-from rechunk_action.tree.entry import EMPTY_SHA256, IGNORED_XATTRS, ROOT, Entry, Tree, is_utf8
+from rechunk_action.tree.entry import EMPTY_DIGEST, IGNORED_XATTRS, ROOT, Entry, Tree, is_utf8, new_digest
 
 MOUNTED_OVER = frozenset({"proc", "sys", "dev", "run", "tmp", "sysroot"})
 """Top-level directories whose contents belong to the running system and not to the image."""
@@ -123,7 +122,7 @@ class Hasher:
         for full, entries in batch:
             digest = _hash_file(full, entries[0].size)
             for entry in entries:
-                entry.sha256 = digest
+                entry.digest = digest
         self._advance(sum(entries[0].size for _, entries in batch))
 
 
@@ -157,6 +156,8 @@ class Faults:
 
     def name(self, path: str, target: str = "") -> None:
         """Take note of a name (and a link's target) that cannot be written."""
+        if path.isascii() and target.isascii() and ".wh." not in path:
+            return  # nearly all
         name = path.rpartition("/")[2]
         if not is_utf8(path) or not is_utf8(target):
             self._names.append(f"{os.fsencode(path)!r} is not valid UTF-8")
@@ -231,7 +232,7 @@ def _entry(full: str, status: os.stat_result, faults: Faults, path: str) -> Entr
         size = status.st_size
         entry = Entry("f", mode & 0o7777, status.st_uid, status.st_gid, int(status.st_mtime), size)
         if not size:
-            entry.sha256 = EMPTY_SHA256
+            entry.digest = EMPTY_DIGEST
     elif stat.S_ISDIR(mode):
         entry = Entry("d", mode & 0o7777, status.st_uid, status.st_gid)
     elif stat.S_ISLNK(mode):
@@ -253,13 +254,13 @@ def _xattrs(full: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
 
 def _hash_file(full: str, size: int) -> bytes:
     if size > PIECE:
-        content = hashlib.sha256()
+        content = new_digest()
         for piece in file_pieces(full):
             content.update(piece)
         return content.digest()
     descriptor = _open(full)
     try:
-        return hashlib.sha256(os.read(descriptor, PIECE)).digest()  # one call: most of a small file's cost is calls
+        return new_digest(os.read(descriptor, PIECE)).digest()  # one call: most of a small file's cost is calls
     except OSError as error:
         raise unreadable(full, error) from None
     finally:

@@ -1,0 +1,23 @@
+"""What the whole test run shares. `pytest --hypothesis-profile=thorough` looks at many more examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+from rechunk_action.plan import grouping
+from rechunk_action.tree import components
+
+settings.register_profile("thorough", max_examples=1000)
+
+
+@pytest.fixture(scope="module")
+def small_components() -> Iterator[None]:
+    """Sizes from which files and components have layers of their own, scaled down to small trees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components, "LARGE_FILE", 2_000)
+        patch.setattr(grouping, "ALONE", 30_000)
+        patch.setattr(grouping, "BIN", 60_000)
+        yield
