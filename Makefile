@@ -33,7 +33,7 @@ lint: $(VENV)/dev.stamp ## check style, types and shell scripts
 bench: $(VENV)/run.stamp ## measure a real series of weekly updates, and the time against plain tools (root)
 	scripts/system-packages mmdebstrap zstd
 	$(SUDO) $(BIN)/python -m bench.demo .bench --weeks 99 --at-least 0
-	$(SUDO) $(BIN)/python -m bench.baseline .bench/series/v0
+	$(SUDO) $(BIN)/python -m bench.timing .bench/series --pairs 3
 
 clean: ## remove all that make made
 	$(SUDO) rm -rf $(VENV) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache

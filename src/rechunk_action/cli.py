@@ -39,7 +39,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def main() -> NoReturn:
     """Run the command line and leave the process with its exit code."""
-    signal.signal(signal.SIGTERM, _cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _cancel)
     gc.disable()  # a tenth of the time, to look through tables that live until the end
     try:
         cli.main(standalone_mode=False)
@@ -258,8 +259,10 @@ def _print_json(document: Any) -> None:
 
 
 def _cancel(signum: int, frame: FrameType | None) -> NoReturn:
-    """A request to stop is handled as Ctrl-C is: everything is cleaned up on the way out."""
+    """A request to stop is handled as Ctrl-C is: everything is cleaned up on the way out, whatever else is sent."""
     del signum, frame
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from rechunk_action.oci.config import (
     image_manifest,
     load_config,
 )
-from rechunk_action.oci.layer import Contents, Written, write_layer
+from rechunk_action.oci.layer import Written, write_layer
 from rechunk_action.oci.layout import (
     CONFIG,
     MANIFEST,
@@ -39,6 +37,7 @@ from rechunk_action.oci.layout import (
 )
 from rechunk_action.oci.merge import Replay
 from rechunk_action.oci.table import Blob, Table, read_table
+from rechunk_action.plan.compaction import Drop
 from rechunk_action.plan.plain import Plan, Published, plan_fresh, plan_update
 from rechunk_action.progress import Advance, Progress
 from rechunk_action.report.compare import Comparison, bytes_by_component
@@ -51,6 +50,7 @@ from rechunk_action.tree.components import components
 from rechunk_action.tree.entry import Tree
 from rechunk_action.tree.scan import Hasher
 from rechunk_action.verify import differences
+from rechunk_action.workers import Workers
 
 NEWEST = 253_402_300_799
 """The last second that a timestamp can name: the end of the year 9999."""
@@ -104,7 +104,7 @@ class Layer:
 def build(options: BuildOptions, progress: Progress) -> Json:
     """Rechunk a source into an output. Returns the report that `--json` prints."""
     previous, reason = _previous(options, progress)
-    with LayoutWriter(options.output.path, options.output.tag) as writer, ThreadPoolExecutor(1) as beside:
+    with LayoutWriter(options.output.path, options.output.tag) as writer, Workers(1) as beside:
         # Checking the previous blobs takes a processor that the walk leaves idle.
         checked = beside.submit(_keep_all, previous, writer)
         with (
@@ -223,11 +223,12 @@ def _read_layers(image: Image, threads: int, *, stored: bool) -> list[Published]
                 table = read_table(file, blob, limit=bomb_limit(blob.size))
         return Published(blob, table)
 
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(read, image.layers))
+    with Workers(threads) as workers:
+        return list(workers.map(read, image.layers))
 
 
 def _plan(tree: Tree, owner: Mapping[str, str], previous: Previous | None, options: BuildOptions) -> Plan:
+    drops: Sequence[Drop] = ()
     if previous:
         plan = plan_update(
             previous.layers,
@@ -238,7 +239,8 @@ def _plan(tree: Tree, owner: Mapping[str, str], previous: Previous | None, optio
         )
         if plan.kept:
             return plan
-    return plan_fresh(tree, owner, max_layers=options.max_layers)
+        drops = plan.drops
+    return replace(plan_fresh(tree, owner, max_layers=options.max_layers), drops=drops)
 
 
 def _explain(plan: Plan, reason: str | None, progress: Progress) -> None:
@@ -257,14 +259,12 @@ def _write(
     source.prepare([path for layer in new for path in layer.paths if source.tree[path].kind == "f"])
     sizes = [layer.archive_size(source.tree) for layer in new]
     level = options.compression.update_level if update else options.compression.level
-    stop = threading.Event()
-    contents = _Stoppable(source, stop)
 
     def write(number: int) -> Written:
         written = write_layer(
             new[number],
             source.tree,
-            contents,
+            source,
             writer.scratch / f"layer-{number}",
             compression=options.compression,
             level=level,
@@ -277,27 +277,9 @@ def _write(
         return written
 
     order = sorted(range(len(new)), key=lambda number: -sizes[number])
-    with ThreadPoolExecutor(options.threads) as pool:
-        try:
-            finished = dict(zip(order, pool.map(write, order), strict=True))
-        except BaseException:
-            stop.set()  # the other layers, which could take minutes, are of no use any more
-            raise
+    with Workers(options.threads) as workers:
+        finished = dict(zip(order, workers.map(write, order), strict=True))
     return [finished[number] for number in range(len(new))]
-
-
-class _Stoppable:
-    """Contents that end in an error when they are told to."""
-
-    def __init__(self, contents: Contents, stop: threading.Event) -> None:
-        self._contents = contents
-        self._stop = stop
-
-    def pieces(self, path: str, size: int) -> Iterator[bytes]:
-        for piece in self._contents.pieces(path, size):
-            if self._stop.is_set():
-                raise CancelledError
-            yield piece
 
 
 def _assemble(plan: Plan, previous: Previous | None, written: Sequence[Written]) -> list[Layer]:

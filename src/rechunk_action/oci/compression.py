@@ -16,6 +16,7 @@ import zstandard
 from zlib_ng import zlib_ng
 
 from rechunk_action.errors import Bomb, CorruptImage, InputError
+from rechunk_action.workers import checkpoint
 
 MEDIA_TYPES = {
     "application/vnd.oci.image.layer.v1.tar": "none",
@@ -192,6 +193,7 @@ class _CountingFile:
         self.position = 0
 
     def read(self, n: int = -1) -> bytes:
+        checkpoint()
         data = self._file.read(n)
         self._hash.update(data)
         self.position += len(data)

@@ -13,7 +13,6 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rechunk_action.errors import CorruptImage
@@ -25,6 +24,7 @@ from rechunk_action.source.notices import left_out
 from rechunk_action.tree.entry import UNKNOWN_MODE, Entry, Tree
 from rechunk_action.tree.packages import DATABASES
 from rechunk_action.tree.scan import MOUNTED_OVER, PIECE, Faults
+from rechunk_action.workers import Workers
 
 Place = tuple[int, str]
 """Where a content is: index of the layer, path in it."""
@@ -80,8 +80,8 @@ class ImageSource:
                 return read_table(file, blob, limit=bomb_limit(blob.size), sink=sink_for(index))
 
         indexes = range(len(self._image.layers)) if only is None else sorted(only)
-        with ThreadPoolExecutor(self._threads) as pool:
-            return list(pool.map(read, indexes))
+        with Workers(self._threads) as workers:
+            return list(workers.map(read, indexes))
 
     def _merge(self, tables: list[Table], faults: Faults) -> tuple[Tree, Counter[str]]:
         """The tree that the layers make, and what no image of ours can hold."""

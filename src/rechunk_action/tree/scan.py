@@ -13,12 +13,13 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Self
 
 from rechunk_action.errors import EnvironmentLack, InputError, UnsupportedTree
 from rechunk_action.tree.entry import EMPTY_DIGEST, IGNORED_XATTRS, ROOT, Entry, Tree, is_utf8, new_digest
+from rechunk_action.workers import Workers, checkpoint
 
 MOUNTED_OVER = frozenset({"proc", "sys", "dev", "run", "tmp", "sysroot"})
 """Top-level directories whose contents belong to the running system and not to the image."""
@@ -86,7 +87,7 @@ class Hasher:
 
     def __init__(self, threads: int, advance: Advance) -> None:
         """`advance` is told of bytes as they are done."""
-        self._pool = ThreadPoolExecutor(threads)
+        self._workers = Workers(threads)
         self._advance = advance
         self._batches: list[Future[None]] = []
         self._batch: list[tuple[str, Sequence[Entry]]] = []
@@ -95,8 +96,8 @@ class Hasher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, *exception: object) -> None:
+        self._workers.__exit__(*exception)
 
     def add(self, full: str, *entries: Entry) -> None:
         """Hash a file, with several entries where it has hard links, when its turn comes.
@@ -115,11 +116,12 @@ class Hasher:
             batch.result()
 
     def _submit(self) -> None:
-        self._batches.append(self._pool.submit(self._hash, self._batch))
+        self._batches.append(self._workers.submit(self._hash, self._batch))
         self._batch, self._size = [], 0
 
     def _hash(self, batch: Sequence[tuple[str, Sequence[Entry]]]) -> None:
         for full, entries in batch:
+            checkpoint()
             digest = _hash_file(full, entries[0].size)
             for entry in entries:
                 entry.digest = digest
@@ -131,6 +133,7 @@ def file_pieces(full: str) -> Iterator[bytes]:
     descriptor = _open(full)
     try:
         while data := os.read(descriptor, PIECE):
+            checkpoint()
             yield data
     except OSError as error:
         raise unreadable(full, error) from None
