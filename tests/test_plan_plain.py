@@ -264,6 +264,13 @@ class TestForeignLayers:
         assert plan.kept == [0]
         assert "opaque" in plan.drops[0].reason
 
+    @pytest.mark.parametrize("removal", [".wh.etc", "usr/.wh..wh..opq"])
+    def test_a_layer_cannot_be_kept_that_removes_what_clients_rename(self, removal: str) -> None:
+        # OSTree's importer takes etc for usr/etc: it stays when etc is removed, and goes when usr is emptied.
+        previous = [layer(USR, file("usr/b", OTHER)), layer(USR, file(removal), file("usr/a", OLD))]
+        tree = tree_of(USR, file("usr/a", OLD), file("usr/b", OTHER))
+        assert updated(previous, tree).kept == [0]
+
 
 @pytest.mark.parametrize("path", sorted(PROTECTED))
 def test_a_path_that_clients_need_is_never_removed(path: str) -> None:

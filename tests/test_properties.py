@@ -6,7 +6,6 @@ Layers are planned, written and read back as a build does it, but contents come 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,11 +21,12 @@ from rechunk_action.oci.layer import write_layer
 from rechunk_action.oci.merge import Replay, merge
 from rechunk_action.oci.table import Table
 from rechunk_action.plan.plain import PROTECTED, Plan, Published, plan_fresh, plan_update
-from rechunk_action.tree.entry import Tree, ancestors, link_groups, parent_of
+from rechunk_action.tree.entry import Tree, ancestors, link_groups
 from rechunk_action.verify import differences
 from tests.building import build, tables_of
-from tests.support import Item, archive, directory, file, hardlink, listing, pack, symlink
-from tests.trees import CONTENTS, Files, InMemory, Node, generations, write
+from tests.foreign import foreign_layers
+from tests.support import archive, listing, pack
+from tests.trees import Files, InMemory, generations, write
 
 pytestmark = pytest.mark.usefixtures("small_components")
 
@@ -145,7 +145,7 @@ def test_the_same_input_gives_the_same_bytes(history: list[Files], budget: Budge
 @given(generations(least=2, most=5), budgets, st.data())
 @many
 def test_layers_of_another_builder_are_adopted(history: list[Files], budget: Budget, data: st.DataObject) -> None:
-    layers = [pack(archive(*data.draw(foreign_layer(old, new)))) for old, new in itertools.pairwise([{}, *history])]
+    layers = [pack(archive(*items)) for items in data.draw(foreign_layers(history))]
     below = [Published(layer.blob, layer.read()) for layer in layers]
     image = publish(InMemory(history[-1]), below, budget)
     check_clients_see_the_tree(image)
@@ -206,33 +206,3 @@ def components(tree: Tree) -> Mapping[str, str]:
         for path, entry in sorted(tree.items(), key=lambda item: item[0][::-1])
         if not entry.is_dir and "/" in path
     }
-
-
-@st.composite
-def foreign_layer(draw: st.DrawFn, old: Files, new: Files) -> list[Item]:
-    """The changes as other builders write them: without parents, with opaque directories, links to lower layers."""
-    changed = {path for path, node in new.items() if node != old.get(path)}
-    items = []
-    for path in sorted(path for path, node in new.items() if path and node.kind == "d" and path in old):
-        if draw(st.integers(0, 9)) == 0:
-            items.append(file(f"{path}/.wh..wh..opq"))
-            changed |= {below for below in new if below.startswith(f"{path}/")}
-    for path in sorted(old.keys() - new.keys()):
-        if parent_of(path) in new and new[parent_of(path)].kind == "d":
-            parent, slash, name = path.rpartition("/")
-            items.append(file(f"{parent}{slash}.wh.{name}"))
-    if draw(st.booleans()):
-        changed |= {above for path in changed for above in ancestors(path)}
-    first = {node.inode: path for path, node in sorted(new.items(), reverse=True) if node.inode}
-    return items + [foreign_item(path, new[path], first.get(new[path].inode, path)) for path in sorted(changed)]
-
-
-def foreign_item(path: str, node: Node, first: str) -> Item:
-    attributes = {"uid": node.owner[0], "gid": node.owner[1], "xattrs": dict(node.xattrs), "mtime": node.mtime}
-    if node.kind == "d":
-        return directory(path or "./", mode=node.mode, **attributes)
-    if node.kind == "l":
-        return symlink(path, node.target, **attributes)
-    if first != path:
-        return hardlink(path, first, mode=node.mode, **attributes)
-    return file(path, CONTENTS[node.content], mode=node.mode, **attributes)

@@ -5,26 +5,29 @@ All images go through a client at once, since starting one is what takes time.
 
 from __future__ import annotations
 
+import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from rechunk_action.tree.entry import ancestors
 from tests.building import build
+from tests.foreign import foreign_layers
 from tests.oracles import ostree, overlay
 from tests.oracles.compare import differences
+from tests.support import Item, archive, pack, write_layout
 from tests.trees import FIXED, Files, Node, generations, write
 
 pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("small_components")]
 
 SERIES = 10
 
-
-def portable(node: Node) -> Node:
-    """Without attributes that take more rights to set than a container's root has."""
-    return replace(node, xattrs=tuple(pair for pair in node.xattrs if not pair[0].startswith("trusted.")))
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,23 +41,36 @@ class Made:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
-    """Series of images, each an update of the one before, with budgets that make them drop layers."""
-    made = []
-    for number, history in enumerate([*difficult_series(), *random_series()]):
-        place = tmp_path_factory.mktemp(f"series{number}-")
-        for tag, files in enumerate(history):
-            write(files, place / f"tree{tag}")
-            prev = f"oci:{place / 'image'}:{tag - 1}" if tag else None
-            overhead = (0.1, 0.5, 5)[number % 3]
-            build(
-                place / f"tree{tag}",
-                f"oci:{place / 'image'}:{tag}",
-                prev_ref=prev,
-                max_layers=20,
-                max_overhead=overhead,
-            )
-            made.append(Made(place / "image", str(tag), place / f"tree{tag}"))
+    """Series of images, each an update of the one before."""
+    series = [*difficult_series(), *examples(generations(least=4, most=6, edits=10))]
+    made = [
+        image
+        for number, history in enumerate(series)
+        # Budgets that make some series drop layers, and others keep all that they can.
+        for image in published(history, tmp_path_factory.mktemp("series"), max_overhead=(0.1, 0.5, 5)[number % 3])
+    ]
+    for history, layers in examples(of_other_builders()):
+        place = tmp_path_factory.mktemp("foreign")
+        write_layout(place / "image", [pack(archive(*items, form=tarfile.GNU_FORMAT)) for items in layers], tag="0")
+        made += published(history, place, max_overhead=5, prev="0")
     return made
+
+
+def published(history: list[Files], place: Path, *, max_overhead: float, prev: str | None = None) -> Iterator[Made]:
+    """The images of a series, in one layout."""
+    layout = place / "image"
+    for number, files in enumerate(history, 1):
+        source, tag = place / f"tree{number}", str(number)
+        write({path: portable(node) for path, node in files.items()}, source)
+        named = f"oci:{layout}:{prev}" if prev else None
+        build(source, f"oci:{layout}:{tag}", prev_ref=named, max_layers=20, max_overhead=max_overhead)
+        yield Made(layout, tag, source)
+        prev = tag
+
+
+def portable(node: Node) -> Node:
+    """Without attributes that take more rights to set than a container's root has."""
+    return replace(node, xattrs=tuple(pair for pair in node.xattrs if not pair[0].startswith("trusted.")))
 
 
 def test_ostree_clients_see_the_trees(images: list[Made]) -> None:
@@ -73,10 +89,11 @@ def test_overlay_clients_see_the_trees(images: list[Made]) -> None:
     assert {source: texts for source, texts in found.items() if texts} == {}
 
 
-def random_series() -> list[list[Files]]:
-    found: list[list[Files]] = []
+def examples(strategy: st.SearchStrategy[T]) -> list[T]:
+    """A few examples, the same each time."""
+    found: list[T] = []
 
-    @given(generations(least=4, most=6, edits=10))
+    @given(strategy)
     @settings(
         max_examples=SERIES,
         derandomize=True,
@@ -85,11 +102,20 @@ def random_series() -> list[list[Files]]:
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    def collect(history: list[Files]) -> None:
-        found.append([{path: portable(node) for path, node in files.items()} for files in history])
+    def collect(example: T) -> None:
+        found.append(example)
 
     collect()
     return found
+
+
+@st.composite
+def of_other_builders(draw: st.DrawFn) -> tuple[list[Files], list[list[Item]]]:
+    """Two versions of a tree, and layers of another builder for the versions before them."""
+    history = draw(generations(least=4, most=5, edits=8))
+    # In the form of archive that holds all names for all clients, there are no attributes.
+    plain: list[Files] = [{path: replace(node, xattrs=()) for path, node in files.items()} for files in history]
+    return plain[-2:], draw(foreign_layers(plain[:-2]))
 
 
 A, B, C = (

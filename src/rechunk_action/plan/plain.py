@@ -213,11 +213,12 @@ def _beyond_repair(tables: Sequence[Table], wanted: Sequence[Collection[str]], t
 
 
 def _holding_protected(tables: Sequence[Table], tree: Tree) -> dict[int, str]:
-    """Layers that hold a path which must go and must not be removed by a whiteout."""
+    """Layers that hold a path which must go and must not be removed by a whiteout, or that remove such a path."""
     unfit = {}
     for path in sorted(PROTECTED):
-        if path not in tree:
-            for index, table in enumerate(tables):
-                if path in table.entries:
-                    unfit[index] = f"{path} is gone, and clients cannot take its removal"
+        for index, table in enumerate(tables):
+            if path not in tree and path in table.entries:
+                unfit[index] = f"{path} is gone, and clients cannot take its removal"
+            elif path in table.whiteouts or (path == "usr" and path in table.opaque):
+                unfit[index] = f"it removes what {path} held, and clients disagree about what that is"
     return unfit
