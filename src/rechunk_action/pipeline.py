@@ -50,7 +50,7 @@ from rechunk_action.tree.components import components
 from rechunk_action.tree.entry import Tree
 from rechunk_action.tree.scan import Hasher
 from rechunk_action.verify import differences
-from rechunk_action.workers import Workers
+from rechunk_action.workers import Workers, result_of
 
 NEWEST = 253_402_300_799
 """The last second that a timestamp can name: the end of the year 9999."""
@@ -132,7 +132,7 @@ def build(options: BuildOptions, progress: Progress) -> Json:
         _explain(plan, reason, progress)
         with progress.phase("write", "write layers", sum(new.archive_size(source.tree) for new in plan.new)) as advance:
             written = _write(plan, source, writer, options, update=previous is not None, advance=advance)
-            checked.result()
+            result_of(checked)
             layers = _assemble(plan, previous, written)
             writer.limit({layer.blob.digest for layer in layers})
         merged = Replay([layer.table for layer in layers], source.tree)
@@ -155,7 +155,7 @@ def verify(image: Name, source: Name, progress: Progress, *, threads: int, drop_
         ):
             tree = open_source(source, Path(scratch), threads=threads, drop_bad_xattrs=drop_bad_xattrs, hasher=hasher)
             read = read_image(image.path, image.tag)
-            tables = [layer.table for layer in _read_layers(read, threads, stored=False)]
+            tables = [layer.table for layer in _read_layers(read, read.layers, threads, stored=False)]
             hasher.finish()
         with progress.phase("verify", "compare"):
             found = differences(Replay(tables, tree.tree))
@@ -175,8 +175,8 @@ def compare(old: Name, new: Name, progress: Progress, *, threads: int) -> Compar
         with tempfile.TemporaryDirectory(prefix="rechunk-") as scratch, progress.phase("read", f"read {new}"):
             source = ImageSource(image, Path(scratch), threads=threads, drop_bad_xattrs=True)
             owner = components(source.tree, source.read)
-        read = [(layer.blob, layer.table) for layer in _read_layers(image, threads, stored=True) if layer.blob in added]
-        by_component = bytes_by_component(read, owner)
+        read = _read_layers(image, added, threads, stored=True)
+        by_component = bytes_by_component([(layer.blob, layer.table) for layer in read], owner)
     return compare_layers(was.layers, image.layers, by_component)
 
 
@@ -201,7 +201,9 @@ def _previous(options: BuildOptions, progress: Progress) -> tuple[Previous | Non
     if CHUNKED_LABEL in image.labels:
         return None, "previous image is OSTree-chunked"
     with progress.phase("previous", f"read {name}"):
-        return Previous(f"{name}@{image.digest}", image, _read_layers(image, options.threads, stored=True)), None
+        return Previous(
+            f"{name}@{image.digest}", image, _read_layers(image, image.layers, options.threads, stored=True)
+        ), None
 
 
 def _check_architecture(previous: Previous, config: Json | None) -> None:
@@ -213,8 +215,8 @@ def _check_architecture(previous: Previous, config: Json | None) -> None:
         )
 
 
-def _read_layers(image: Image, threads: int, *, stored: bool) -> list[Published]:
-    """The layers of an image with their tables: stored ones where asked for and there, else read from the blobs."""
+def _read_layers(image: Image, layers: Sequence[Blob], threads: int, *, stored: bool) -> list[Published]:
+    """Some layers of an image with their tables: stored ones where asked for and there, else read from the blobs."""
 
     def read(blob: Blob) -> Published:
         table = load_table(image, blob) if stored else None
@@ -224,7 +226,7 @@ def _read_layers(image: Image, threads: int, *, stored: bool) -> list[Published]
         return Published(blob, table)
 
     with Workers(threads) as workers:
-        return list(workers.map(read, image.layers))
+        return list(workers.map(read, layers))
 
 
 def _plan(tree: Tree, owner: Mapping[str, str], previous: Previous | None, options: BuildOptions) -> Plan:

@@ -12,7 +12,7 @@ Pure: tables in, plan out.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 from rechunk_action.oci.layer import LayerPlan
@@ -45,7 +45,7 @@ class Plan:
     """The layers of the new image in order: an index into the previous image's layers, or a new layer."""
 
     layers: Sequence[int | LayerPlan]
-    drops: Sequence[Drop] = field(default=())
+    drops: Sequence[Drop] = ()
 
     @property
     def kept(self) -> list[int]:

@@ -27,7 +27,7 @@ UNKNOWN_MODE = -1
 
 
 new_digest = blake3
-"""What contents are known by: BLAKE3, which reads two to three times as fast as SHA-256 and is as hard to deceive. It
+"""What contents are known by: BLAKE3, which is up to twice as fast as SHA-256 and as hard to deceive. It
 stays between a tree and its tables; what a registry or a client sees is named by SHA-256, as OCI has it."""
 
 EMPTY_DIGEST = new_digest().digest()

@@ -19,7 +19,7 @@ from typing import Self
 
 from rechunk_action.errors import EnvironmentLack, InputError, UnsupportedTree
 from rechunk_action.tree.entry import EMPTY_DIGEST, IGNORED_XATTRS, ROOT, Entry, Tree, is_utf8, new_digest
-from rechunk_action.workers import Workers, checkpoint
+from rechunk_action.workers import Workers, checkpoint, result_of
 
 MOUNTED_OVER = frozenset({"proc", "sys", "dev", "run", "tmp", "sysroot"})
 """Top-level directories whose contents belong to the running system and not to the image."""
@@ -113,7 +113,7 @@ class Hasher:
         """Wait until every digest is filled in. Raises what went wrong."""
         self._submit()
         for batch in self._batches:
-            batch.result()
+            result_of(batch)
 
     def _submit(self) -> None:
         self._batches.append(self._workers.submit(self._hash, self._batch))
