@@ -18,7 +18,8 @@ from typing import Any, Literal
 import zstandard
 from hypothesis import settings
 
-from rechunk_action.oci.layout import CONFIG, MANIFEST, REF_NAME, host_architecture
+from rechunk_action.oci.image import CONFIG, MANIFEST, host_architecture
+from rechunk_action.oci.layout import REF_NAME
 from rechunk_action.oci.table import Blob, Table, read_table
 
 NOBODY = 65534

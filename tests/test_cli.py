@@ -88,7 +88,7 @@ def image(run: Run, tree: Path) -> Path:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("command", [[], ["build"], ["verify"], ["compare"]])
+    @pytest.mark.parametrize("command", [[], ["build"], ["verify"], ["compare"], ["prev-ref"]])
     @pytest.mark.parametrize("flag", ["-h", "--help"])
     def test_every_command_explains_itself(self, run: Run, command: list[str], flag: str) -> None:
         done = run(*command, flag)
@@ -312,8 +312,18 @@ class TestBadInput:
             (["frobnicate"], "No such command"),
             (["build", "dir:tree"], "Missing argument 'OUTPUT'"),
             (["build", "dir:tree", "oci:new", "--nope"], "No such option"),
-            (["build", "tree", "oci:new"], "'tree' is no name"),
-            (["build", "docker://tree", "oci:new"], "is no name that can be used here: write dir:PATH or oci:"),
+            (["build", "./tree", "oci:new"], "'./tree' is no name that can be used here: write dir:PATH, oci:DIR"),
+            (["build", "docker://tree", "oci:new"], "'tree' names no registry: write docker://HOST/REPOSITORY"),
+            (["build", "dir:tree", "dir:new"], "write oci:DIR[:TAG] or docker://HOST/REPOSITORY[:TAG]"),
+            (["build", "dir:tree", "docker://localhost:1/o/i:latest"], "'latest' is no version"),
+            (["build", "dir:tree", "docker://localhost:1/o/i:1", "--version", "2"], "names another version"),
+            (["build", "dir:tree", f"docker://localhost:1/o/i@sha256:{'0' * 64}"], "leave it out"),
+            (["build", "dir:tree", "docker://example.com/o/i", "--tls-verify=false"], "for registries on loopback"),
+            (["build", "dir:tree", "oci:new", "--tag", "latest"], "--tag points a tag of a registry"),
+            (["build", "dir:tree", "oci:new", "--tag", "-x"], "'-x' is no valid tag"),
+            (["build", "dir:tree", "oci:new", "--version-template", "{x}"], "no {date:...}"),
+            (["build", "dir:tree", "oci:new", "--repository", "ghcr.io/o/i:1"], "leave out the tag"),
+            (["prev-ref", "image"], "names no registry"),
             (["build", "dir:tree", "dir:new"], "write oci:DIR"),
             (["build", "dir:tree", "oci:new:"], "ends in a colon"),
             (["build", "dir:missing", "oci:new"], "missing does not exist"),

@@ -12,7 +12,8 @@ from rechunk_action import __version__
 from rechunk_action.errors import InputError
 from rechunk_action.oci.compression import MEDIA_TYPES
 from rechunk_action.oci.config import history_comment, image_config, image_labels, image_manifest, load_config, oci_type
-from rechunk_action.oci.layout import CONFIG, MANIFEST, host_architecture, read_image
+from rechunk_action.oci.image import CONFIG, MANIFEST, host_architecture
+from rechunk_action.oci.layout import read_image
 from rechunk_action.oci.table import Blob
 from tests.support import archive, file, pack, write_layout
 
@@ -56,7 +57,8 @@ def config(source: dict[str, Any] | None = None, **options: Any) -> dict[str, An
 
 
 def labels(inherited: dict[str, str] | None = None, *changes: str, **options: Any) -> dict[str, str]:
-    defaults = {"version": None, "created": 0, "chunks": 3, "prev_ref": None, "engine": "delta"}
+    defaults: dict[str, Any] = {"version": None, "created": 0, "chunks": 3, "prev_ref": None, "engine": "delta"}
+    defaults["tables"] = {}
     return image_labels(inherited or {}, changes, **defaults | options)
 
 

@@ -14,10 +14,12 @@ import pytest
 
 from rechunk_action.errors import CorruptImage, InputError, UnsupportedTree
 from rechunk_action.oci import compression
-from rechunk_action.oci.layout import blob_path, read_image
+from rechunk_action.oci.layout import read_image
+from rechunk_action.oci.stage import blob_path
 from rechunk_action.source.image import ImageSource
 from rechunk_action.tree.entry import Entry, new_digest
 from rechunk_action.tree.scan import PIECE, Hasher, scan
+from tests.building import scanned
 from tests.support import (
     Item,
     Packed,
@@ -48,7 +50,7 @@ def opened(tmp_path: Path) -> Open:
     def of(*layers: Packed, threads: int = 2, **options: Any) -> ImageSource:
         (tmp_path / "scratch").mkdir()
         image = read_image(write_layout(tmp_path / "layout", layers), None)
-        return ImageSource(image, tmp_path / "scratch", threads=threads, **options)
+        return scanned(ImageSource(image, tmp_path / "scratch", threads=threads, **options))
 
     return of
 
@@ -255,9 +257,9 @@ def test_a_damaged_layer_is_told(opened: Open, tmp_path: Path) -> None:
     damaged = bytearray(layers[0].data)
     damaged[len(damaged) // 2] ^= 1
     image = read_image(tmp_path / "layout", None)
-    blob_path(image.layout, layers[0].blob.digest).write_bytes(damaged)
+    blob_path(tmp_path / "layout", layers[0].blob.digest).write_bytes(damaged)
     with pytest.raises(CorruptImage, match=f"layer {layers[0].blob.digest} is damaged"):
-        ImageSource(image, tmp_path, threads=2)
+        scanned(ImageSource(image, tmp_path, threads=2))
 
 
 def test_a_bomb_is_told(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +280,7 @@ def test_an_image_is_read_without_any_rights(real: Path, tmp_path: Path, monkeyp
     tmp_path.chmod(0o777)
     monkeypatch.chdir(tmp_path)
     with as_nobody():
-        source = ImageSource(read_image(Path("layout"), None), Path(), threads=2)
+        source = scanned(ImageSource(read_image(Path("layout"), None), Path(), threads=2))
         source.prepare(["usr/bin/su"])
     assert (source.tree["usr/bin/su"].mode, source.tree["usr/bin/su"].gid) == (0o4711, 3_000_000)
     assert content(source, "usr/bin/su") == LARGE

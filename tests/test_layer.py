@@ -19,6 +19,7 @@ from rechunk_action.oci.layer import GATHER, LayerPlan, Written, write_layer
 from rechunk_action.oci.tar import END
 from rechunk_action.source.directory import DirectorySource
 from rechunk_action.tree.entry import EMPTY_DIGEST, Entry, Tree, new_digest
+from tests.building import scanned
 from tests.support import digest, peak_memory
 
 RANDOM = hashlib.shake_128(b"seed").digest(3 * GATHER // 2)
@@ -238,7 +239,7 @@ def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "large").touch()
     os.truncate(tmp_path / "tree" / "large", 300 << 20)
-    source = DirectorySource(str(tmp_path / "tree"))
+    source = scanned(DirectorySource(str(tmp_path / "tree")))
     with peak_memory() as peak:
         written = write_layer(
             LayerPlan("", [""], ["large"]),

@@ -17,19 +17,9 @@ from hypothesis import strategies as st
 
 from rechunk_action.errors import CorruptImage, EnvironmentLack, InputError, RechunkError
 from rechunk_action.oci.config import image_config, image_manifest
-from rechunk_action.oci.layout import (
-    CONFIG,
-    MANIFEST,
-    MAX_JSON,
-    REF_NAME,
-    Image,
-    LayoutWriter,
-    blob_path,
-    host_architecture,
-    load_table,
-    read_image,
-    table_path,
-)
+from rechunk_action.oci.image import CONFIG, MANIFEST, MAX_JSON, Image, host_architecture
+from rechunk_action.oci.layout import REF_NAME, LayoutWriter, read_image
+from rechunk_action.oci.stage import blob_path, table_path
 from tests.support import (
     Packed,
     archive,
@@ -67,9 +57,13 @@ def add_image(writer: LayoutWriter, *layers: Packed) -> dict[str, Any]:
     return writer.store_json(image_manifest(writer.store_json(config, CONFIG), blobs, {}), MANIFEST)
 
 
+def ignore(_: int) -> None:
+    """Progress that nobody follows."""
+
+
 def build(layout: Path, tag: str | None, *layers: Packed) -> None:
     with LayoutWriter(layout, tag) as writer:
-        writer.commit(add_image(writer, *layers))
+        writer.commit(add_image(writer, *layers), None, ignore)
 
 
 def change_index(layout: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -332,18 +326,18 @@ def test_a_layout_that_may_not_be_read_says_what_to_do(layout: Path, monkeypatch
 
 def test_a_stored_table_saves_reading_the_layer(tmp_path: Path) -> None:
     build(tmp_path / "layout", None, ONE)
-    stored = load_table(read_image(tmp_path / "layout", None), ONE.blob)
+    stored = read_image(tmp_path / "layout", None).blobs.table(ONE.blob)
     assert msgspec.to_builtins(stored) == msgspec.to_builtins(ONE.read())
 
 
 def test_a_layer_without_a_stored_table_has_none(layout: Path) -> None:
-    assert load_table(read_image(layout, None), ONE.blob) is None
+    assert read_image(layout, None).blobs.table(ONE.blob) is None
 
 
 def test_the_table_of_another_archive_is_not_taken(tmp_path: Path) -> None:
     build(tmp_path / "layout", None, ONE, TWO)
     table_path(tmp_path / "layout", TWO.blob.digest).replace(table_path(tmp_path / "layout", ONE.blob.digest))
-    assert load_table(read_image(tmp_path / "layout", None), ONE.blob) is None
+    assert read_image(tmp_path / "layout", None).blobs.table(ONE.blob) is None
 
 
 @patient
@@ -359,7 +353,7 @@ def test_a_damaged_table_is_not_taken(tmp_path_factory: pytest.TempPathFactory, 
         at = data.draw(st.integers(0, len(stored) - 1))
         stored[at : at + 8] = data.draw(st.binary(min_size=1, max_size=8))
     path.write_bytes(stored)
-    table = load_table(read_image(layout, None), ONE.blob)
+    table = read_image(layout, None).blobs.table(ONE.blob)
     assert table is None or msgspec.to_builtins(table) == msgspec.to_builtins(ONE.read())
 
 
@@ -367,7 +361,7 @@ def test_a_table_that_claims_to_be_huge_is_not_taken(tmp_path: Path) -> None:
     build(tmp_path / "layout", None, ONE)
     huge = bytes.fromhex("28b52ffd e4 0000000000000010 0000")
     table_path(tmp_path / "layout", ONE.blob.digest).write_bytes(huge)
-    assert load_table(read_image(tmp_path / "layout", None), ONE.blob) is None
+    assert read_image(tmp_path / "layout", None).blobs.table(ONE.blob) is None
 
 
 # Writing
@@ -500,7 +494,7 @@ def test_an_interrupted_commit_leaves_the_old_image(layout: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt), LayoutWriter(layout, "v2") as writer:
-        writer.commit(add_image(writer, pack(archive(file("new")))))
+        writer.commit(add_image(writer, pack(archive(file("new")))), None, ignore)
     monkeypatch.undo()
     assert (layout / "index.json").read_bytes() == index
     assert read_image(layout, None).layers == (ONE.blob, TWO.blob)
@@ -526,7 +520,7 @@ def keep(image: Image, output: Path) -> None:
         for blob, layer in zip(image.layers, (ONE, TWO), strict=True):
             writer.keep(image, blob, layer.read())
         config = writer.store_json(image.config, CONFIG)
-        writer.commit(writer.store_json(image_manifest(config, image.layers, {}), MANIFEST))
+        writer.commit(writer.store_json(image_manifest(config, image.layers, {}), MANIFEST), None, ignore)
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same layout", "another layout"])
@@ -537,7 +531,7 @@ def test_kept_blobs_stay_byte_for_byte(layout: Path, same: bool) -> None:
     assert image.layers == (ONE.blob, TWO.blob)
     for layer in (ONE, TWO):
         assert blob_path(output, layer.blob.digest).read_bytes() == layer.data
-        assert msgspec.to_builtins(load_table(image, layer.blob)) == msgspec.to_builtins(layer.read())
+        assert msgspec.to_builtins(image.blobs.table(layer.blob)) == msgspec.to_builtins(layer.read())
 
 
 def test_kept_blobs_take_no_space_where_links_can_be(layout: Path) -> None:
@@ -592,7 +586,7 @@ def test_layers_that_are_not_used_go_again(layout: Path) -> None:
         for layer in (ONE, TWO):
             writer.keep(image, layer.blob, layer.read())
         writer.limit({TWO.blob.digest})
-        writer.commit(add_image(writer, TWO))
+        writer.commit(add_image(writer, TWO), None, ignore)
     assert not blob_path(output, ONE.blob.digest).exists()
     assert not table_path(output, ONE.blob.digest).exists()
     assert read_image(output, None).layers == (TWO.blob,)

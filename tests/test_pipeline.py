@@ -14,13 +14,15 @@ import pytest
 
 from rechunk_action import pipeline
 from rechunk_action.errors import CorruptImage, InputError, VerificationFailed
-from rechunk_action.oci.layout import REF_NAME, TABLES, Image, blob_path, host_architecture, read_image
+from rechunk_action.oci.image import Image, host_architecture
+from rechunk_action.oci.layout import REF_NAME, read_image
 from rechunk_action.oci.merge import Replay
+from rechunk_action.oci.stage import TABLES, blob_path
 from rechunk_action.plan.plain import Plan, plan_fresh
 from rechunk_action.source.directory import DirectorySource
 from rechunk_action.tree.scan import Hasher
 from rechunk_action.verify import differences
-from tests.building import build, tables_of
+from tests.building import build, scanned, tables_of
 from tests.oracles import overlay, scratch
 from tests.support import (
     archive,
@@ -77,7 +79,7 @@ def change(tree: Path) -> None:
 def check(layout: Path, tag: str | None, tree: Path) -> Image:
     """An image that merges to the tree."""
     with Hasher(1, lambda _: None) as hasher:
-        source = DirectorySource(str(tree), hasher=hasher)
+        source = scanned(DirectorySource(str(tree)), hasher)
         hasher.finish()
     assert differences(Replay(tables_of(layout, tag), source.tree)) == []
     return read_image(layout, tag)
@@ -135,7 +137,7 @@ class TestFreshImages:
         for blob in image.layers:
             assert blob.media_type == "application/vnd.oci.image.layer.v1.tar+gzip"
             decoder = zlib.decompressobj(wbits=31)
-            decoder.decompress(blob_path(image.layout, blob.digest).read_bytes())
+            decoder.decompress(blob_path(tmp_path / "image", blob.digest).read_bytes())
             assert (decoder.eof, decoder.unused_data) == (True, b"")
 
     def test_unverified_images_are_images_too(self, tree: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rechunk_action.errors import EnvironmentLack, InputError, UnsupportedTree
 from rechunk_action.source.directory import DirectorySource
 from rechunk_action.tree.entry import EMPTY_DIGEST, Entry, new_digest
 from rechunk_action.tree.scan import MOUNTED_OVER, PIECE, Hasher, Scan, file_pieces, scan
+from tests.building import scanned
 from tests.support import as_nobody
 
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
@@ -202,7 +203,7 @@ def test_devices_fifos_and_sockets_are_left_out_and_counted(root: Path, monkeypa
     found = scan(str(root))
     assert set(found.tree) == {"", "var", "var/file"}
     assert found.skipped == {"device": 3, "FIFO": 1, "socket": 1}
-    assert [notice.partition(":")[0] for notice in DirectorySource(str(root)).notices] == [
+    assert [notice.partition(":")[0] for notice in scanned(DirectorySource(str(root))).notices] == [
         "left out 1 FIFO",
         "left out 3 devices",
     ]
@@ -211,7 +212,7 @@ def test_devices_fifos_and_sockets_are_left_out_and_counted(root: Path, monkeypa
 def test_dropped_attributes_are_a_notice(root: Path) -> None:
     (root / "x").touch()
     os.setxattr(root / "x", "user.empty", b"")
-    [notice] = DirectorySource(str(root), drop_bad_xattrs=True).notices
+    [notice] = scanned(DirectorySource(str(root), drop_bad_xattrs=True)).notices
     assert notice.startswith("left out 1 extended attribute that importers cannot read")
 
 
@@ -414,7 +415,7 @@ def test_a_directory_source_hands_out_contents(root: Path) -> None:
     content = os.urandom(PIECE + 100)
     (root / "dir").mkdir()
     (root / "dir" / "x").write_bytes(content)
-    source = DirectorySource(f"{root}//")
+    source = scanned(DirectorySource(f"{root}//"))
     source.prepare(["dir/x"])
     assert b"".join(source.pieces("dir/x", len(content))) == source.read("dir/x") == content
     assert (source.config, source.notices, source.tree["dir/x"].digest) == (None, [], b"")

@@ -12,7 +12,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -24,13 +25,17 @@ from rechunk_action import __version__
 from rechunk_action.errors import EnvironmentLack, InputError, RechunkError
 from rechunk_action.oci.compression import Compression, parse_compression
 from rechunk_action.oci.config import label_change
-from rechunk_action.pipeline import NEWEST, BuildOptions
+from rechunk_action.pipeline import NEWEST, BuildOptions, previous_image
 from rechunk_action.pipeline import build as run_build
 from rechunk_action.pipeline import compare as run_compare
 from rechunk_action.pipeline import verify as run_verify
 from rechunk_action.progress import Progress
+from rechunk_action.registry.credentials import Credentials
+from rechunk_action.registry.reference import Reference, parse_reference, valid_tag
+from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template, scheme_of
 from rechunk_action.report.compare import format_size, lines
 from rechunk_action.source.names import Name, parse_name
+from rechunk_action.source.places import Places
 
 CANCELLED = 130
 
@@ -67,7 +72,7 @@ class _NameType(click.ParamType[Name]):
     """An image or tree by its name."""
 
     def __init__(self, *transports: str) -> None:
-        self.name = " or ".join({"dir": "dir:PATH", "oci": "oci:DIR[:TAG]"}[transport] for transport in transports)
+        self.name = "NAME"
         self._transports = transports
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Name:
@@ -92,8 +97,89 @@ class _LabelType(click.ParamType[str]):
         return str(value)
 
 
-_IMAGE = _NameType("oci")
-_SOURCE = _NameType("dir", "oci")
+class _RepositoryType(click.ParamType[Reference]):
+    """A repository in a registry, with or without `docker://` before it."""
+
+    name = "HOST/REPOSITORY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
+        del param, ctx
+        if isinstance(value, Reference):
+            return value
+        reference = parse_reference(value.removeprefix("docker://"))
+        if reference.tag or reference.digest:
+            raise InputError(f"{value!r} names an image where a repository is wanted: leave out the tag")
+        return reference
+
+
+class _TagType(click.ParamType[str]):
+    name = "TAG"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        del param, ctx
+        if not valid_tag(value):
+            raise InputError(f"{value!r} is no valid tag: use letters, digits, and . _ - (128 at the most)")
+        return str(value)
+
+
+class _TemplateType(click.ParamType[Template]):
+    name = "TEMPLATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Template:
+        del param, ctx
+        return value if isinstance(value, Template) else Template(value)
+
+
+_SOURCE = _NameType("dir", "oci", "oci-archive", "docker", "containers-storage", "docker-daemon", "")
+_READABLE = _NameType("oci", "oci-archive", "docker")
+_COMPARABLE = _NameType("oci", "oci-archive", "docker", "containers-storage")
+_OUTPUT = _NameType("oci", "docker")
+
+_FORMS = """
+\b
+dir:PATH                            a root file system, mounted or unpacked
+oci:DIR[:TAG]                       an image in an OCI layout
+oci-archive:FILE[:TAG]              the same in a tar file
+containers-storage:IMAGE            an image of podman, buildah or skopeo
+docker-daemon:IMAGE                 an image of docker
+docker://HOST/REPOSITORY[:TAG]      an image in a registry
+IMAGE                               an image's name alone: looked for in podman's storage, then in docker's
+"""
+
+_CREDENTIALS = """
+For a registry that wants a login: RECHUNK_TOKEN, or RECHUNK_USERNAME and RECHUNK_PASSWORD, in the environment;
+else what `podman login` and `docker login` have stored.
+"""
+
+
+def _registry(command: _Command) -> _Command:
+    """Options of every command that may talk to a registry."""
+    return click.option(
+        "--tls-verify",
+        type=click.BOOL,
+        default=True,
+        show_default=True,
+        help="false: plain HTTP, for a registry on loopback.",
+    )(command)
+
+
+def _versions(command: _Command) -> _Command:
+    """Options that tell which tags are versions."""
+    for option in (
+        click.option(
+            "--tag", "tags", type=_TagType(), multiple=True, help="A tag that moves to the new image. May be repeated."
+        ),
+        click.option(
+            "--version-template",
+            type=_TemplateType(),
+            default=DEFAULT_TEMPLATE,
+            show_default=True,
+            help="How versions are made: fields of os-release in lower case, and the date (UTC).",
+        ),
+        click.option("--version", help="Version of the image. Without it, one is made of the template."),
+    ):
+        command = option(command)
+    return command
 
 
 def _common(command: _Command) -> _Command:
@@ -127,10 +213,25 @@ def cli() -> None:
     """Republish an operating-system image so that an update costs about what really changed."""
 
 
-@cli.command()
+@cli.command(
+    help=f"""Rechunk SOURCE into OUTPUT, which is docker:// or oci: (an existing layout may take a new tag).
+
+{_FORMS}
+{_CREDENTIALS}
+"""
+)
 @click.argument("source", type=_SOURCE)
-@click.argument("output", type=_IMAGE)
-@click.option("--prev-ref", type=_IMAGE, help="The previous image; its layers are kept byte for byte.")
+@click.argument("output", type=_OUTPUT)
+@click.option(
+    "--prev-ref",
+    type=_READABLE,
+    help="The previous image; its layers are kept byte for byte. Without it, the newest version in the repository.",
+)
+@click.option(
+    "--repository",
+    type=_RepositoryType(),
+    help="Where the previous image is looked for, if not where OUTPUT is.",
+)
 @click.option("--fresh", is_flag=True, help="Lay the whole image out anew, whatever was published before.")
 @click.option(
     "--max-layers", type=click.IntRange(3, 400), default=120, show_default=True, help="Layers that the image may have."
@@ -152,7 +253,7 @@ def cli() -> None:
 @click.option(
     "--label", "labels", type=_LabelType(), multiple=True, help="Set a label; K- removes it. May be repeated."
 )
-@click.option("--version", help="Version of the image, for its label.")
+@_versions
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -166,48 +267,54 @@ def cli() -> None:
 )
 @click.option("--verify/--no-verify", default=True, help="Compare the merged image with the source before it appears.")
 @_drop_bad_xattrs
+@_registry
 @_common
 def build(
     source: Name,
     output: Name,
     prev_ref: Name | None,
+    repository: Reference | None,
     fresh: bool,
     max_layers: int,
     max_overhead: float,
     compression: Compression,
     labels: tuple[str, ...],
+    tags: tuple[str, ...],
     version: str | None,
+    version_template: Template,
     config: Path | None,
     source_date_epoch: int | None,
     verify: bool,
     drop_bad_xattrs: bool,
+    tls_verify: bool,
     threads: int,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Rechunk SOURCE into OUTPUT.
-
-    SOURCE is dir:PATH, a root file system, or oci:DIR[:TAG], an image on disk. OUTPUT is oci:DIR[:TAG]; an existing
-    layout may take a new tag.
-    """
     options = BuildOptions(
         source=source,
         output=output,
         prev_ref=prev_ref,
+        repository=repository,
+        tags=tags,
         fresh=fresh,
         max_layers=max_layers,
         max_overhead=max_overhead / 100,
         compression=compression,
         labels=labels,
         version=version,
+        version_template=version_template,
         config=config,
         created=source_date_epoch,
+        now=datetime.now(UTC),
         verify=verify,
-        drop_bad_xattrs=drop_bad_xattrs,
         threads=threads,
+        scratch=_scratch(),
     )
-    report = run_build(options, _progress(quiet, verbose))
+    published_at = repository or (output.reference if output.transport == "docker" else None)
+    with _places(published_at, tls_verify, threads, drop_bad_xattrs=drop_bad_xattrs) as places:
+        report = run_build(options, places, _progress(quiet, verbose))
     if as_json:
         _print_json(report)
         return
@@ -222,15 +329,25 @@ def build(
 
 
 @cli.command()
-@click.argument("image", type=_IMAGE)
+@click.argument("image", type=_READABLE)
 @click.argument("source", type=_SOURCE)
 @_drop_bad_xattrs
+@_registry
 @_common
 def verify(
-    image: Name, source: Name, drop_bad_xattrs: bool, threads: int, as_json: bool, quiet: bool, verbose: bool
+    image: Name,
+    source: Name,
+    drop_bad_xattrs: bool,
+    tls_verify: bool,
+    threads: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Check that IMAGE, merged as clients merge it, equals SOURCE."""
-    report = run_verify(image, source, _progress(quiet, verbose), threads=threads, drop_bad_xattrs=drop_bad_xattrs)
+    progress = _progress(quiet, verbose)
+    with _places(_registry_of(image), tls_verify, threads, drop_bad_xattrs=drop_bad_xattrs) as places:
+        report = run_verify(image, source, places, progress, threads=threads, scratch=_scratch())
     if as_json:
         _print_json(report)
     else:
@@ -238,16 +355,78 @@ def verify(
 
 
 @cli.command()
-@click.argument("old", type=_IMAGE)
-@click.argument("new", type=_IMAGE)
+@click.argument("old", type=_COMPARABLE)
+@click.argument("new", type=_COMPARABLE)
+@_registry
 @_common
-def compare(old: Name, new: Name, threads: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+def compare(old: Name, new: Name, tls_verify: bool, threads: int, as_json: bool, quiet: bool, verbose: bool) -> None:
     """What an update from OLD to NEW costs, and why."""
-    comparison = run_compare(old, new, _progress(quiet, verbose), threads=threads)
+    progress = _progress(quiet, verbose)
+    with _places(_registry_of(new) or _registry_of(old), tls_verify, threads) as places:
+        comparison = run_compare(old, new, places, progress, threads=threads, scratch=_scratch())
     if as_json:
         _print_json(msgspec.to_builtins(comparison))
     else:
         click.echo("\n".join(lines(comparison, most=1000 if verbose else 10)))
+
+
+@cli.command("prev-ref")
+@click.argument("repository", type=_RepositoryType())
+@_versions
+@_registry
+@_common
+def prev_ref(
+    repository: Reference,
+    tags: tuple[str, ...],
+    version: str | None,
+    version_template: Template,
+    tls_verify: bool,
+    threads: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """The image in REPOSITORY that a build would update, and why."""
+    del quiet, verbose
+    scheme = scheme_of(version) if version else version_template
+    with _places(repository, tls_verify, threads) as places:
+        decision = previous_image(repository, scheme, tags, places)
+    ref = f"{repository.name}:{decision.tag}@{decision.digest}" if decision.tag else None
+    if as_json:
+        _print_json({"prev_ref": ref, "version": decision.tag, "digest": decision.digest, "reason": decision.reason})
+    else:
+        click.echo(f"{ref or 'none: a build would be the first'}\n{decision.reason}")
+
+
+def _places(published: Reference | None, tls_verify: bool, threads: int, *, drop_bad_xattrs: bool = False) -> Places:
+    """What opens names. Credentials of the environment are for the registry of `published` alone."""
+    return Places(
+        os.environ,
+        given=_credentials(os.environ),
+        given_for=published.host if published else "",
+        tls_verify=tls_verify,
+        threads=threads,
+        drop_bad_xattrs=drop_bad_xattrs,
+    )
+
+
+def _credentials(environment: Mapping[str, str]) -> Credentials | None:
+    """Those of the environment. They are no options: arguments are for all of a machine to see."""
+    secret = environment.get("RECHUNK_TOKEN") or environment.get("RECHUNK_PASSWORD")
+    username = environment.get("RECHUNK_USERNAME")
+    if username and not secret:
+        raise InputError("RECHUNK_USERNAME is set, and neither RECHUNK_PASSWORD nor RECHUNK_TOKEN is: set one of them")
+    # To a token, the name matters to few registries, and GHCR is none of them.
+    return Credentials(username or "rechunk-action", secret) if secret else None
+
+
+def _registry_of(name: Name) -> Reference | None:
+    return name.reference if name.transport == "docker" else None
+
+
+def _scratch() -> Path:
+    """Where there is room for an image: /tmp may be in memory."""
+    return Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108  # the directories in it have names of their own
 
 
 def _progress(quiet: bool, verbose: bool) -> Progress:

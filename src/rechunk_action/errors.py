@@ -41,3 +41,21 @@ class VerificationFailed(RechunkError):
     """The image, merged as clients merge it, is not the tree."""
 
     exit_code = 5
+
+
+class RegistryError(RechunkError):
+    """A registry could not be talked to, or refused what it was asked."""
+
+    exit_code = 4
+
+
+class AccessDenied(RegistryError):
+    """The registry wants other credentials, or more rights for those it was given."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry did not answer, or answered with faults of its own for longer than we wait."""
+
+
+class NotInRegistry(RegistryError):
+    """The registry answered that it does not have what was asked for."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rechunk_action.errors import InputError, VerificationFailed
@@ -24,30 +26,27 @@ from rechunk_action.oci.config import (
     image_manifest,
     load_config,
 )
+from rechunk_action.oci.image import CONFIG, MANIFEST, Image, Json, host_architecture
 from rechunk_action.oci.layer import Written, write_layer
-from rechunk_action.oci.layout import (
-    CONFIG,
-    MANIFEST,
-    Image,
-    Json,
-    LayoutWriter,
-    host_architecture,
-    load_table,
-    read_image,
-)
+from rechunk_action.oci.layout import LayoutWriter
 from rechunk_action.oci.merge import Replay
 from rechunk_action.oci.table import Blob, Table, read_table
 from rechunk_action.plan.compaction import Drop
 from rechunk_action.plan.plain import Plan, Published, plan_fresh, plan_update
 from rechunk_action.progress import Advance, Progress
-from rechunk_action.report.compare import Comparison, bytes_by_component
+from rechunk_action.publish import RegistryWriter
+from rechunk_action.registry.previous import Decision, find_previous
+from rechunk_action.registry.reference import Reference
+from rechunk_action.registry.versions import Scheme, Template, scheme_of
+from rechunk_action.report.compare import Comparison, bytes_by_component, format_size
 from rechunk_action.report.compare import compare as compare_layers
 from rechunk_action.source import Source
-from rechunk_action.source.directory import DirectorySource
 from rechunk_action.source.image import ImageSource
-from rechunk_action.source.names import Name
+from rechunk_action.source.names import ON_DISK, Name
+from rechunk_action.source.places import Places
 from rechunk_action.tree.components import components
 from rechunk_action.tree.entry import Tree
+from rechunk_action.tree.release import os_release
 from rechunk_action.tree.scan import Hasher
 from rechunk_action.verify import differences
 from rechunk_action.workers import Workers, result_of
@@ -55,36 +54,47 @@ from rechunk_action.workers import Workers, result_of
 NEWEST = 253_402_300_799
 """The last second that a timestamp can name: the end of the year 9999."""
 
+REQUESTS = 8
+"""Small requests to a registry at once."""
+
 SHOWN = 20
 """Differences that an error lists; their number is always told."""
+
+
+Writer = LayoutWriter | RegistryWriter
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """What `build` was asked for.
 
-    `max_overhead` is a share, `created` in seconds since 1970 (None: from the source).
+    `repository` is where published images are, None: where the output is. `tags` move to the new image. `max_overhead`
+    is a share, `created` in seconds since 1970 (None: from the source), `now` the time of the build.
     """
 
     source: Name
     output: Name
     prev_ref: Name | None
+    repository: Reference | None
+    tags: Sequence[str]
     fresh: bool
     max_layers: int
     max_overhead: float
     compression: Compression
     labels: Sequence[str]
     version: str | None
+    version_template: Template
     config: Path | None
     created: int | None
+    now: datetime
     verify: bool
-    drop_bad_xattrs: bool
     threads: int
+    scratch: Path
 
 
 @dataclass(frozen=True)
 class Previous:
-    """The image that the new one updates."""
+    """The image that the new one updates. `ref` names it by its digest."""
 
     ref: str
     image: Image
@@ -101,30 +111,27 @@ class Layer:
     kept: bool
 
 
-def build(options: BuildOptions, progress: Progress) -> Json:
+def build(options: BuildOptions, places: Places, progress: Progress) -> Json:
     """Rechunk a source into an output. Returns the report that `--json` prints."""
-    previous, reason = _previous(options, progress)
-    with LayoutWriter(options.output.path, options.output.tag) as writer, Workers(1) as beside:
+    options = _with_version_tag(options)
+    with (
+        _open_writer(options, places, progress) as writer,
+        places.source(options.source, writer.scratch, progress) as source,
+        Workers(1) as beside,
+    ):
+        config = load_config(options.config) if options.config else source.config
+        previous, reason = _previous(options, places, config, progress)
         # Checking the previous blobs takes a processor that the walk leaves idle.
         checked = beside.submit(_keep_all, previous, writer)
         with (
             progress.phase("scan", f"read {options.source}") as advance,
             Hasher(options.threads, advance) as hasher,
         ):
-            source = open_source(
-                options.source,
-                writer.scratch,
-                threads=options.threads,
-                drop_bad_xattrs=options.drop_bad_xattrs,
-                hasher=hasher if previous else None,
-            )
+            source.scan(hasher if previous else None)
             owner = components(source.tree, source.read)
             hasher.finish()
         for notice in source.notices:
             progress.notice(notice)
-        config = load_config(options.config) if options.config else source.config
-        if previous:
-            _check_architecture(previous, config)
         with progress.phase("plan", "plan layers"):
             plan = _plan(source.tree, owner, previous, options)
         if previous and not plan.kept:
@@ -141,21 +148,27 @@ def build(options: BuildOptions, progress: Progress) -> Json:
                 found = differences(merged)
             if found:
                 raise VerificationFailed("the image that was written is not the source. " + _summary(found))
-        with progress.phase("publish", f"finish {options.output}"):
-            manifest = _finish(writer, layers, config, source, previous, options)
-    return _report(options, previous, reason, plan, layers, manifest, sum(merged.dead()), progress)
+        size = sum(result.blob.size for result in written)
+        act = "publish to" if options.output.transport == "docker" else "finish"
+        with progress.phase("publish", f"{act} {options.output}", size) as advance:
+            finished = _finish(writer, layers, config, source, previous, options, advance)
+    return _report(finished, previous, reason, plan, layers, sum(merged.dead()), progress)
 
 
-def verify(image: Name, source: Name, progress: Progress, *, threads: int, drop_bad_xattrs: bool) -> Json:
+def verify(image: Name, source: Name, places: Places, progress: Progress, *, threads: int, scratch: Path) -> Json:
     """Compare an image, merged as clients merge it, with a source. Raises `VerificationFailed` when they differ."""
-    with tempfile.TemporaryDirectory(prefix="rechunk-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="rechunk-", dir=scratch) as directory,
+        places.source(source, Path(directory), progress) as tree,
+    ):
         with (
             progress.phase("scan", f"read {source} and {image}") as advance,
             Hasher(threads, advance) as hasher,
         ):
-            tree = open_source(source, Path(scratch), threads=threads, drop_bad_xattrs=drop_bad_xattrs, hasher=hasher)
-            read = read_image(image.path, image.tag)
-            tables = [layer.table for layer in _read_layers(read, read.layers, threads, stored=False)]
+            tree.scan(hasher)
+            read = places.image(image, (tree.config or {}).get("architecture"))
+            with Workers(threads) as workers:
+                tables = list(workers.map(partial(_read_layer, read), read.layers))
             hasher.finish()
         with progress.phase("verify", "compare"):
             found = differences(Replay(tables, tree.tree))
@@ -164,69 +177,126 @@ def verify(image: Name, source: Name, progress: Progress, *, threads: int, drop_
     return {"image": str(image), "digest": read.digest, "source": str(source), "paths": len(tree.tree), "equal": True}
 
 
-def compare(old: Name, new: Name, progress: Progress, *, threads: int) -> Comparison:
-    """What an update from one image to another costs, and which components make it up."""
-    was = read_image(old.path, old.tag)
-    image = read_image(new.path, new.tag)
+def compare(old: Name, new: Name, places: Places, progress: Progress, *, threads: int, scratch: Path) -> Comparison:
+    """What an update from one image to another costs, and what makes it up.
+
+    That is told by component where the new image is on this disk, else by what its history says of each layer, so that
+    manifests are all that is read.
+    """
+    was = places.image(old)
+    image = places.image(new, was.architecture)
     known = {blob.digest for blob in was.layers}
     added = [blob for blob in image.layers if blob.digest not in known]
+    if new.transport not in ON_DISK:
+        return compare_layers(was.layers, image.layers, _bytes_by_history(image, known))
     by_component: dict[str, int] = {}
     if added:
-        with tempfile.TemporaryDirectory(prefix="rechunk-") as scratch, progress.phase("read", f"read {new}"):
-            source = ImageSource(image, Path(scratch), threads=threads, drop_bad_xattrs=True)
+        with (
+            tempfile.TemporaryDirectory(prefix="rechunk-", dir=scratch) as directory,
+            progress.phase("read", f"read {new}"),
+        ):
+            source = ImageSource(image, Path(directory), threads=threads, drop_bad_xattrs=True)
+            source.scan(None)
             owner = components(source.tree, source.read)
-        read = _read_layers(image, added, threads, stored=True)
+        read = _with_tables(image, added, threads, progress)
         by_component = bytes_by_component([(layer.blob, layer.table) for layer in read], owner)
     return compare_layers(was.layers, image.layers, by_component)
 
 
-def open_source(name: Name, scratch: Path, *, threads: int, drop_bad_xattrs: bool, hasher: Hasher | None) -> Source:
-    """A tree by its name. `scratch` is a directory for what cannot be read in place.
-
-    Every file has its digest once `hasher` has finished. Without a hasher, one that costs a read gets its digest when
-    it is read for another reason.
-    """
-    if name.transport == "oci":
-        image = read_image(name.path, name.tag)
-        return ImageSource(image, scratch, threads=threads, drop_bad_xattrs=drop_bad_xattrs)
-    return DirectorySource(str(name.path), hasher=hasher, drop_bad_xattrs=drop_bad_xattrs)
+def previous_image(repository: Reference, scheme: Scheme, tags: Collection[str], places: Places) -> Decision:
+    """The image that a build for this repository would update, and why."""
+    return find_previous(places.repository(repository), scheme, tags)
 
 
-def _previous(options: BuildOptions, progress: Progress) -> tuple[Previous | None, str | None]:
+def _with_version_tag(options: BuildOptions) -> BuildOptions:
+    """A tag in the name of a published image is its version."""
+    if options.output.transport != "docker":
+        if options.tags:
+            raise InputError("--tag points a tag of a registry at the image: name an OUTPUT in one, docker://...")
+        return options
+    reference = options.output.reference
+    if reference.digest:
+        raise InputError(f"{options.output} names a digest, which is only known once the image is built: leave it out")
+    if reference.tag and options.version not in (None, reference.tag):
+        raise InputError(f"{options.output} names another version than --version {options.version}: leave one out")
+    version = options.version or reference.tag
+    if version:
+        scheme_of(version)
+    return replace(options, version=version)
+
+
+def _open_writer(options: BuildOptions, places: Places, progress: Progress) -> LayoutWriter | RegistryWriter:
+    if options.output.transport == "oci":
+        return LayoutWriter(options.output.path, options.output.tag)
+    repository = places.repository(options.output.reference)
+    return RegistryWriter(repository, options.tags, scratch=options.scratch, notice=progress.notice)
+
+
+def _previous(
+    options: BuildOptions, places: Places, config: Json | None, progress: Progress
+) -> tuple[Previous | None, str | None]:
     """The previous image, or the reason for a fresh one."""
-    name = options.prev_ref
-    if options.fresh or name is None:
-        return None, "requested" if options.fresh else "first build"
-    image = read_image(name.path, name.tag)
+    if options.fresh:
+        return None, "requested"
+    name = options.prev_ref or _newest(options, places, progress)
+    if name is None:
+        return None, "first build"
+    architecture = (config or {}).get("architecture") or host_architecture()
+    image = places.image(name, architecture)
     if CHUNKED_LABEL in image.labels:
         return None, "previous image is OSTree-chunked"
-    with progress.phase("previous", f"read {name}"):
-        return Previous(
-            f"{name}@{image.digest}", image, _read_layers(image, image.layers, options.threads, stored=True)
-        ), None
-
-
-def _check_architecture(previous: Previous, config: Json | None) -> None:
-    wanted = (config or {}).get("architecture") or host_architecture()
-    if previous.image.architecture != wanted:
+    if image.architecture != architecture:
         raise InputError(
-            f"the previous image {previous.ref} is for {previous.image.architecture or 'no architecture'} and the "
-            f"source for {wanted}: give --prev-ref an image of the same architecture"
+            f"the previous image {name} is for {image.architecture or 'no architecture'} and the source for "
+            f"{architecture}: give --prev-ref an image of the same architecture"
         )
+    with progress.phase("previous", f"read {name}"):
+        layers = _with_tables(image, image.layers, options.threads, progress)
+    return Previous(name.pinned(image.digest), image, layers), None
 
 
-def _read_layers(image: Image, layers: Sequence[Blob], threads: int, *, stored: bool) -> list[Published]:
-    """Some layers of an image with their tables: stored ones where asked for and there, else read from the blobs."""
+def _newest(options: BuildOptions, places: Places, progress: Progress) -> Name | None:
+    """The newest version that is published, for a build that names no previous image."""
+    published = options.output.transport == "docker"
+    repository = options.repository or (options.output.reference if published else None)
+    if repository is None:
+        return None
+    scheme = scheme_of(options.version) if options.version else options.version_template
+    decision = previous_image(repository, scheme, options.tags, places)
+    if decision.tag is None:
+        progress.decision(f"no previous image: {decision.reason}")
+        return None
+    progress.decision(f"previous image: {repository.name}:{decision.tag}, {decision.reason}")
+    return Name("docker", f"{repository.name}:{decision.tag}@{decision.digest}")
 
-    def read(blob: Blob) -> Published:
-        table = load_table(image, blob) if stored else None
-        if table is None:
-            with image.open(blob) as file:
-                table = read_table(file, blob, limit=bomb_limit(blob.size))
-        return Published(blob, table)
 
+def _with_tables(image: Image, layers: Sequence[Blob], threads: int, progress: Progress) -> list[Published]:
+    """Some layers of an image with their tables: stored ones where they are there, else read from the blobs."""
+    with Workers(max(threads, REQUESTS)) as workers:
+        stored = list(workers.map(image.blobs.table, layers))
+    missing = [blob for blob, table in zip(layers, stored, strict=True) if table is None]
+    if missing:
+        size = format_size(sum(blob.size for blob in missing))
+        progress.notice(
+            f"{len(missing)} of {len(layers)} layers have no table stored with {image.blobs}: reading {size} for them"
+        )
     with Workers(threads) as workers:
-        return list(workers.map(read, layers))
+        read = workers.map(partial(_read_layer, image), missing)
+        return [Published(blob, table or next(read)) for blob, table in zip(layers, stored, strict=True)]
+
+
+def _read_layer(image: Image, blob: Blob) -> Table:
+    with image.open(blob) as file:
+        return read_table(file, blob, limit=bomb_limit(blob.size))
+
+
+def _bytes_by_history(image: Image, known: Collection[str]) -> dict[str, int]:
+    """Bytes of the layers that are not known by what the image's history says of them, the largest first."""
+    found: Counter[str] = Counter()
+    for index, blob in enumerate(image.layers):
+        if blob.digest not in known:
+            found[history_comment(image, index) or f"layer {index + 1}"] += blob.size
+    return dict(found.most_common())
 
 
 def _plan(tree: Tree, owner: Mapping[str, str], previous: Previous | None, options: BuildOptions) -> Plan:
@@ -254,7 +324,7 @@ def _explain(plan: Plan, reason: str | None, progress: Progress) -> None:
 
 
 def _write(
-    plan: Plan, source: Source, writer: LayoutWriter, options: BuildOptions, *, update: bool, advance: Advance
+    plan: Plan, source: Source, writer: Writer, options: BuildOptions, *, update: bool, advance: Advance
 ) -> list[Written]:
     """Write the new layers side by side, the largest first, so that no thread is left with one at the end."""
     new = plan.new
@@ -298,44 +368,60 @@ def _assemble(plan: Plan, previous: Previous | None, written: Sequence[Written])
     return layers
 
 
-def _keep_all(previous: Previous | None, writer: LayoutWriter) -> None:
+def _keep_all(previous: Previous | None, writer: Writer) -> None:
     """Take over every layer of the previous image, checked. Those that the plan drops go again."""
     if previous:
         for layer in previous.layers:
             writer.keep(previous.image, layer.blob, layer.table)
 
 
+@dataclass(frozen=True)
+class Finished:
+    """An image that is there for all to see."""
+
+    ref: str
+    digest: str
+    version: str
+
+
 def _finish(
-    writer: LayoutWriter,
+    writer: Writer,
     layers: Sequence[Layer],
     config: Json | None,
     source: Source,
     previous: Previous | None,
     options: BuildOptions,
-) -> Json:
-    """Store config and manifest, and make the image visible. Returns the manifest's descriptor."""
+    advance: Advance,
+) -> Finished:
+    """Store config and manifest, and make the image visible."""
     created = options.created if options.created is not None else _created(config, source)
     inherited = ((config or {}).get("config") or {}).get("Labels") or {}
+    blobs = [layer.blob for layer in layers]
+    version = options.version
+    if version is None and options.output.transport == "docker":
+        version = options.version_template.render(os_release(source.tree, source.read), options.now)
+    version = writer.settle(version)
     labels = image_labels(
         inherited,
         options.labels,
-        version=options.version,
+        version=version,
         created=created,
         chunks=len(layers),
         prev_ref=previous.ref if previous else None,
         engine="delta",
+        tables=writer.store_tables(blobs),
     )
     document = image_config(
         config,
         labels=labels,
         history=[layer.comment for layer in layers],
-        diff_ids=[layer.blob.diff_id for layer in layers],
+        diff_ids=[blob.diff_id for blob in blobs],
         created=created,
     )
     stored = writer.store_json(document, CONFIG)
-    manifest = writer.store_json(image_manifest(stored, [layer.blob for layer in layers], labels), MANIFEST)
-    writer.commit(manifest)
-    return manifest | {"labels": labels}
+    manifest = writer.store_json(image_manifest(stored, blobs, labels), MANIFEST)
+    ref = writer.commit(manifest, version, advance)
+    return Finished(ref, manifest["digest"], labels.get(VERSION_LABEL, ""))
 
 
 def _created(config: Json | None, source: Source) -> int:
@@ -348,20 +434,19 @@ def _created(config: Json | None, source: Source) -> int:
 
 
 def _report(
-    options: BuildOptions,
+    finished: Finished,
     previous: Previous | None,
     reason: str | None,
     plan: Plan,
     layers: Sequence[Layer],
-    manifest: Json,
     dead: int,
     progress: Progress,
 ) -> Json:
     held = {blob.digest for blob in previous.image.layers} if previous else set()
     return {
-        "ref": str(options.output),
-        "digest": manifest["digest"],
-        "version": manifest["labels"].get(VERSION_LABEL, ""),
+        "ref": finished.ref,
+        "digest": finished.digest,
+        "version": finished.version,
         "prev_ref": previous.ref if previous else None,
         "fresh": previous is None,
         "reason": reason or "",

@@ -37,6 +37,11 @@ class Progress:
         """Something that the user should know."""
         self._say(f"notice: {text}")
 
+    def decision(self, text: str) -> None:
+        """What was decided where it might have been decided otherwise."""
+        if self._level >= 0:
+            self._say(text)
+
     def detail(self, text: str) -> None:
         """Something that explains a decision, for those who ask (`-v`)."""
         if self._level > 0:

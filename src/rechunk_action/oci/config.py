@@ -17,7 +17,7 @@ import msgspec
 
 from rechunk_action import __version__
 from rechunk_action.errors import InputError
-from rechunk_action.oci.layout import CONFIG, MANIFEST, Image, Json, RunConfig, host_architecture
+from rechunk_action.oci.image import CONFIG, MANIFEST, Image, Json, RunConfig, host_architecture
 from rechunk_action.oci.table import Blob
 
 CHUNKED_LABEL = "ostree.final-diffid"
@@ -134,8 +134,11 @@ def image_labels(
     chunks: int,
     prev_ref: str | None,
     engine: str,
+    tables: Mapping[str, str],
 ) -> dict[str, str]:
     """The new image's labels: those of the built image, ours, and the user's changes (`K=V`, `K-`), which win.
+
+    `tables` are those by which the image finds the tables of its layers.
 
     Raises `InputError` for a change that is neither.
     """
@@ -151,7 +154,7 @@ def image_labels(
             labels.pop(key, None)
         else:
             labels[key] = value
-    labels |= {"rechunk.version": __version__, "rechunk.chunks": str(chunks), "rechunk.engine": engine}
+    labels |= {"rechunk.version": __version__, "rechunk.chunks": str(chunks), "rechunk.engine": engine, **tables}
     if prev_ref:
         labels["rechunk.prev-ref"] = prev_ref
     return labels

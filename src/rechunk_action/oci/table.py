@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 import msgspec
+import zstandard
 from blake3 import blake3
 
 from rechunk_action.errors import Bomb, CorruptImage
@@ -107,6 +108,26 @@ def read_table(
             "manifest and config do not belong together; rebuild the image"
         )
     return builder.table()
+
+
+def encode_table(table: Table) -> bytes:
+    """A table as it is stored."""
+    return zstandard.ZstdCompressor(3, write_checksum=True).compress(_ENCODER.encode(table))
+
+
+def decode_table(stored: bytes, blob: Blob) -> Table | None:
+    """A stored table, None where it is damaged or that of another layer."""
+    try:
+        table = _DECODER.decode(zstandard.ZstdDecompressor().decompress(stored, max_output_size=MAX_TABLE))
+    except (MemoryError, zstandard.ZstdError, msgspec.MsgspecError):
+        return None
+    return table if table.diff_id == blob.diff_id else None
+
+
+MAX_TABLE = 1 << 30
+"""Bytes that a stored table may expand to: some hundred for each of millions of paths."""
+
+_ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Table)
 
 
 class _TableBuilder:

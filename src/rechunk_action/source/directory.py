@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from rechunk_action.oci.layout import Json
+from rechunk_action.oci.image import Json
 from rechunk_action.source.notices import left_out
+from rechunk_action.tree.entry import Tree
 from rechunk_action.tree.scan import Hasher, file_pieces, scan
 
 
 class DirectorySource:
     """A directory as a source. Nothing is written to it."""
 
-    def __init__(self, path: str, *, hasher: Hasher | None = None, drop_bad_xattrs: bool = False) -> None:
-        """Without a hasher each file gets its digest when it is first read."""
+    tree: Tree
+    notices: list[str]
+
+    def __init__(self, path: str, *, config: Json | None = None, drop_bad_xattrs: bool = False) -> None:
         self._root = path.rstrip("/") or "/"
-        found = scan(self._root, drop_bad_xattrs=drop_bad_xattrs, hasher=hasher)
+        self._drop_bad_xattrs = drop_bad_xattrs
+        self.config = config
+
+    def scan(self, hasher: Hasher | None) -> None:
+        found = scan(self._root, drop_bad_xattrs=self._drop_bad_xattrs, hasher=hasher)
         self.tree = found.tree
-        self.config: Json | None = None
         self.notices = left_out(found.skipped, found.dropped_xattrs)
 
     def prepare(self, paths: Collection[str]) -> None:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from rechunk_action.errors import CorruptImage
 from rechunk_action.oci.compression import bomb_limit
-from rechunk_action.oci.layout import Image, Json
+from rechunk_action.oci.image import Image, Json
 from rechunk_action.oci.merge import merge
 from rechunk_action.oci.table import Sink, Table, read_table
 from rechunk_action.source.notices import left_out
 from rechunk_action.tree.entry import UNKNOWN_MODE, Entry, Tree
 from rechunk_action.tree.packages import DATABASES
-from rechunk_action.tree.scan import MOUNTED_OVER, PIECE, Faults
+from rechunk_action.tree.release import OS_RELEASE
+from rechunk_action.tree.scan import MOUNTED_OVER, PIECE, Faults, Hasher
 from rechunk_action.workers import Workers
 
 Place = tuple[int, str]
@@ -33,14 +34,22 @@ Place = tuple[int, str]
 class ImageSource:
     """An image as a source. `scratch` is a directory for contents, the caller's to remove."""
 
+    tree: Tree
+    notices: list[str]
+
     def __init__(self, image: Image, scratch: Path, *, threads: int, drop_bad_xattrs: bool = False) -> None:
         self.config: Json | None = image.config
         self._image = image
         self._threads = threads
+        self._drop_bad_xattrs = drop_bad_xattrs
         self._spool = _Spool(scratch)
-        tables = self._read_layers(lambda index: _database_sink(self._spool, index))
         self._places: dict[str, Place] = {}
-        faults = Faults(drop_bad_xattrs=drop_bad_xattrs)
+
+    def scan(self, hasher: Hasher | None) -> None:
+        """Reading the layers tells the digests, too: there is nothing to do for a hasher."""
+        del hasher
+        tables = self._read_layers(lambda index: _metadata_sink(self._spool, index))
+        faults = Faults(drop_bad_xattrs=self._drop_bad_xattrs)
         self.tree, skipped = self._merge(tables, faults)
         faults.check()
         self.notices = left_out(skipped, faults.dropped)
@@ -114,7 +123,7 @@ class ImageSource:
             for path in paths if len(paths) > 1 else ():
                 tree[path].group = min(paths)
         if len(tree) <= 1:
-            raise CorruptImage(f"{self._image.layout} holds an image without any file: build it again")
+            raise CorruptImage(f"{self._image.blobs} holds an image without any file: build it again")
         return tree, skipped
 
 
@@ -142,9 +151,11 @@ class _Spool:
             yield os.pread(self._file.fileno(), min(PIECE, start + size - at), at)
 
 
-def _database_sink(spool: _Spool, index: int) -> Sink:
+def _metadata_sink(spool: _Spool, index: int) -> Sink:
+    """Keeps what planning reads: package databases and the file that names the system."""
+
     def sink(path: str, entry: Entry, pieces: Iterator[memoryview]) -> None:
-        if path.startswith(DATABASES):
+        if path.startswith(DATABASES) or path in OS_RELEASE:
             spool.add((index, path), entry.size, pieces)
 
     return sink

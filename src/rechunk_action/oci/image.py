@@ -1,0 +1,199 @@
+"""An image: manifest, config and layers, wherever its blobs are.
+
+Nothing is believed before its digest and size are checked, and of what is parsed only what has the shape that it should
+have. Where the blobs are is a matter of `Blobs`: an image layout on disk, an archive, a registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NotRequired, Protocol, TypedDict
+
+import msgspec
+
+from rechunk_action.errors import CorruptImage, InputError
+from rechunk_action.oci.table import Blob, Table
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFESTS = (MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
+INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
+
+MAX_JSON = 4 << 20
+"""Bytes that clients read of a manifest or config (containers/image, iolimits.go)."""
+
+Json = dict[str, Any]
+
+
+class Blobs(Protocol):
+    """Where the blobs of an image are. As text it names the place, for people."""
+
+    def document(self, descriptor: Json) -> bytes:
+        """A manifest, index or config, `MAX_JSON` bytes and one more at the most. What it holds is not checked."""
+        ...
+
+    def open(self, blob: Blob) -> AbstractContextManager[BinaryIO]:
+        """A layer's blob as a file to read once. Its size is checked, its digest is for the reader to check."""
+        ...
+
+    def fetch(self, blob: Blob, target: Path) -> None:
+        """Put a layer's blob, checked, where no file is yet or the same blob already is."""
+        ...
+
+    def table(self, blob: Blob) -> Table | None:
+        """The stored table of a layer, None where there is none that can be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image: parsed manifest and config, and its layers in order."""
+
+    blobs: Blobs
+    digest: str
+    manifest: Json
+    config: Json
+    layers: tuple[Blob, ...]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return (self.config.get("config") or {}).get("Labels") or {}
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config.get("architecture", ""))
+
+    def open(self, blob: Blob) -> AbstractContextManager[BinaryIO]:
+        """A layer's blob as a file to read once. Its size is checked, its digest is for the reader to check."""
+        return self.blobs.open(blob)
+
+
+def load_image(blobs: Blobs, descriptor: Json, architecture: str) -> Image:
+    """The image that a descriptor names; of an index, the one for this architecture.
+
+    Raises `InputError` when there is none, `CorruptImage` when what is there is damaged.
+    """
+    while descriptor.get("mediaType") in INDEXES:
+        descriptor = _for_machine(_document(blobs, descriptor, Index), blobs, architecture)
+    if descriptor.get("mediaType") not in MANIFESTS:
+        raise InputError(f"{blobs}: {descriptor.get('mediaType')!r} is not the media type of an image")
+    manifest = _document(blobs, descriptor, _Manifest)
+    config = _document(blobs, manifest["config"], _ImageConfig)
+    diff_ids = config["rootfs"]["diff_ids"]
+    if len(diff_ids) != len(manifest["layers"]):
+        raise CorruptImage(
+            f"{blobs}: the manifest has {len(manifest['layers'])} layers and the config {len(diff_ids)}: "
+            "they do not belong together; build the image again"
+        )
+    layers = tuple(
+        Blob(checked_digest(layer["digest"]), layer["size"], layer["mediaType"], checked_digest(diff_id))
+        for layer, diff_id in zip(manifest["layers"], diff_ids, strict=True)
+    )
+    return Image(blobs, descriptor["digest"], manifest, config, layers)
+
+
+def parse(data: bytes, name: str, shape: type) -> Json:
+    """A document of which at least what `shape` names is as it should be."""
+    try:
+        document: Json = json.loads(data)
+        msgspec.convert(document, shape)
+    except msgspec.ValidationError as error:
+        raise CorruptImage(f"{name} is malformed ({error}); build the image again") from None
+    except (ValueError, RecursionError) as error:
+        raise CorruptImage(f"{name} is no JSON ({error}); copy the image again") from None
+    return document
+
+
+def checked_digest(digest: object) -> str:
+    """A digest is part of a file name: take no other text for one."""
+    text = str(digest)
+    if not _DIGEST.fullmatch(text):
+        raise CorruptImage(f"{text[:80]!r} is no sha256 digest; build the image again")
+    return text
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def host_architecture() -> str:
+    """The architecture of this machine, as images name it."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+class Descriptor(TypedDict):
+    """What is read of a descriptor."""
+
+    digest: str
+    size: int
+    mediaType: NotRequired[str]
+    annotations: NotRequired[dict[str, str] | None]
+    platform: NotRequired[dict[str, Any] | None]
+
+
+class Index(TypedDict):
+    """What is read of an image index."""
+
+    manifests: NotRequired[list[Descriptor] | None]
+
+
+class RunConfig(TypedDict, total=False):
+    """What is read of a config, apart from the layers."""
+
+    architecture: str
+    created: str
+    config: _Run | None
+    history: list[dict[str, Any]] | None
+
+
+class _Run(TypedDict, total=False):
+    Labels: dict[str, str] | None
+
+
+class _Layer(TypedDict):
+    digest: str
+    size: int
+    mediaType: str
+
+
+class _Manifest(TypedDict):
+    config: Descriptor
+    layers: list[_Layer]
+
+
+class _Diffs(TypedDict):
+    diff_ids: list[str]
+
+
+class _ImageConfig(RunConfig):
+    rootfs: _Diffs
+
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def _for_machine(index: Json, blobs: Blobs, architecture: str) -> Json:
+    offered: Mapping[str, Json] = {
+        str((entry.get("platform") or {}).get("architecture")): entry for entry in index.get("manifests") or []
+    }
+    if architecture not in offered:
+        raise InputError(f"{blobs} has no image for {architecture}, only for {', '.join(sorted(offered)) or 'nothing'}")
+    return offered[architecture]
+
+
+def _document(blobs: Blobs, descriptor: Json, shape: type) -> Json:
+    digest = descriptor["digest"]
+    data = blobs.document(descriptor)
+    if len(data) != descriptor["size"] or digest_of(data) != digest:
+        raise CorruptImage(f"{digest} of {blobs} is damaged or not of the stated size; copy the image again")
+    return parse(data, f"{digest} of {blobs}", shape)

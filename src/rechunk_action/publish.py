@@ -1,0 +1,161 @@
+"""Publishing: blobs, then tables, then the manifest by its digest, then the version's tag, and last the moving tags.
+
+A tag is put only when everything under it is there, so that wherever this ends, no tag points at something incomplete:
+what was uploaded and is not tagged yet is what the next run finds and need not upload again. Kept layers are where they
+were: in the same repository nothing is done for them, in another one of the same registry they are mounted.
+
+Two runs at the same time both publish a version, as the later one takes the next free name. Moving tags are whose who
+comes last, and who comes last says so.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from rechunk_action.errors import EnvironmentLack
+from rechunk_action.oci.image import MANIFEST, Blobs, Image, Json, digest_of
+from rechunk_action.oci.stage import Stage, blob_path, table_path
+from rechunk_action.oci.table import Blob, Table
+from rechunk_action.progress import Advance
+from rechunk_action.registry.client import Repository
+from rechunk_action.registry.image import RegistryBlobs
+from rechunk_action.registry.tables import EMPTY, LABEL, tables_manifest, tables_tag
+from rechunk_action.registry.versions import successor
+from rechunk_action.workers import Workers
+
+UPLOADS = 4
+"""Blobs on their way at once: enough to fill a line while another one waits for its answer."""
+
+
+class RegistryWriter(Stage):
+    """Adds one image to a repository. Without `commit`, nothing becomes visible."""
+
+    def __init__(
+        self, repository: Repository, moving: Collection[str], *, scratch: Path, notice: Callable[[str], None]
+    ) -> None:
+        """`moving` are tags to point at the image in the end, `scratch` is a directory to be in.
+
+        Raises `RegistryError` when the repository cannot be read, `EnvironmentLack` when there is no room to work in.
+        """
+        self._repository = repository
+        self._notice = notice
+        self._before = {tag: self._digest_at(tag) for tag in moving}
+        self._elsewhere: dict[str, tuple[Blobs, Blob]] = {}
+        self._tables: dict[str, Json] = {}
+        self._artifact: Json = {}
+        try:
+            stage = Path(tempfile.mkdtemp(prefix="rechunk-", dir=scratch))
+            stage.chmod(0o755)  # another user's podman may have to put an image into it
+        except OSError as error:
+            raise EnvironmentLack(
+                f"{scratch} cannot be used for scratch space ({error.strerror}): set TMPDIR to another directory"
+            ) from None
+        super().__init__(stage)
+        # Every image here needs this blob. Who may not push had better know now than in the end.
+        self._repository.upload_bytes(EMPTY)
+
+    def keep(self, image: Image, blob: Blob, table: Table) -> None:
+        """Take a layer over from another image, byte for byte."""
+        blobs = image.blobs
+        if isinstance(blobs, RegistryBlobs) and str(blobs) == str(self._repository):
+            if blob.digest in blobs.tables:
+                self._tables[blob.digest] = blobs.tables[blob.digest]
+                return
+        else:
+            self._elsewhere[blob.digest] = (blobs, blob)
+        self.store_table(blob, table)
+
+    def settle(self, version: str | None) -> str | None:
+        """The version that the image gets: the one asked for, or the next free build of it."""
+        settled, taken = version, set[str]()
+        while settled is not None and self._digest_at(settled) is not None:
+            taken |= {settled, *self._repository.tags()}
+            settled = successor(settled, taken)
+        if settled != version:
+            self._notice(f"{self._repository}:{version} is published already: this image becomes {settled}")
+        return settled
+
+    def store_tables(self, layers: Sequence[Blob]) -> Mapping[str, str]:
+        """Store which tables belong to the image. Returns the labels by which the image finds them."""
+        for blob in layers:
+            if blob.digest not in self._tables:
+                stored = table_path(self._stage, blob.digest).read_bytes()
+                self._tables[blob.digest] = {"digest": digest_of(stored), "size": len(stored)}
+        document = tables_manifest([self._tables[blob.digest] for blob in layers])
+        self._artifact = self.store_json(document, MANIFEST)
+        return {LABEL: self._artifact["digest"]}
+
+    def commit(self, manifest: Json, version: str | None, advance: Advance) -> str:
+        """Publish the image, its tags last. Returns its name.
+
+        `advance` is told of bytes of layers as they are sent. Raises `RegistryError` when the registry does not take
+        something.
+        """
+        data = self._staged(manifest)
+        image = json.loads(data)
+        layers = {layer["digest"]: layer["size"] for layer in image["layers"]}
+        with Workers(UPLOADS) as workers:
+            for _ in workers.map(lambda layer: self._upload_layer(*layer, advance), layers.items()):
+                pass
+            for _ in workers.map(self._upload_table, layers):
+                pass
+        self._put(tables_tag(image["config"]), self._staged(self._artifact))
+        self._upload(self._staged(image["config"]))
+        self._put(manifest["digest"], data)
+        if version:
+            self._put(version, data)
+        for tag in self._before.keys() - {version}:
+            self._move(tag, manifest["digest"], data)
+        return f"{self._repository}:{version}" if version else f"{self._repository}@{manifest['digest']}"
+
+    def _upload_layer(self, digest: str, size: int, advance: Advance) -> None:
+        """Bring a layer into the repository, unless it is there already."""
+        path = blob_path(self._stage, digest)
+        origin = self._elsewhere.get(digest)
+        if not (origin or path.exists()) or self._repository.has_blob(digest, size):
+            return
+        if origin and not path.exists():
+            if self._mounted(digest, origin[0]):
+                return
+            origin[0].fetch(origin[1], path)
+        self._repository.upload(digest, size, lambda: path.open("rb"), advance)
+
+    def _mounted(self, digest: str, origin: Blobs) -> bool:
+        return (
+            isinstance(origin, RegistryBlobs)
+            and origin.repository.session.host == self._repository.session.host
+            and self._repository.mount(digest, origin.repository.name)
+        )
+
+    def _upload_table(self, layer: str) -> None:
+        stored = table_path(self._stage, layer)
+        if stored.exists():
+            self._upload(stored.read_bytes())
+
+    def _upload(self, data: bytes) -> None:
+        """Bring a small blob into the repository, unless it is there already."""
+        if not self._repository.has_blob(digest_of(data), len(data)):
+            self._repository.upload_bytes(data)
+
+    def _put(self, reference: str, manifest: bytes) -> None:
+        self._repository.put_manifest(reference, manifest, MANIFEST)
+
+    def _move(self, tag: str, digest: str, manifest: bytes) -> None:
+        """Point a moving tag at the image, and tell whether somebody else has moved it since this run began."""
+        now = self._digest_at(tag)
+        if now not in (self._before[tag], digest):
+            self._notice(
+                f"{self._repository}:{tag} was moved to {now} while this image was built: another run has "
+                "published at the same time. Its version stays; the tag now points at this image"
+            )
+        self._put(tag, manifest)
+
+    def _digest_at(self, tag: str) -> str | None:
+        found = self._repository.resolve(tag)
+        return found.digest if found else None
+
+    def _staged(self, descriptor: Json) -> bytes:
+        return blob_path(self._stage, descriptor["digest"]).read_bytes()

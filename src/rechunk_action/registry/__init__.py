@@ -1,0 +1,1 @@
+"""Images in registries: names, credentials, HTTP that holds out, and the distribution API of one repository."""

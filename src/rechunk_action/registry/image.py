@@ -1,0 +1,73 @@
+"""Images in a registry: read by digest, layer by layer, only as far as someone asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO
+
+from rechunk_action.errors import CorruptImage, NotInRegistry
+from rechunk_action.oci.image import INDEXES, MANIFESTS, MAX_JSON, Image, Json, load_image
+from rechunk_action.oci.table import Blob, Table, decode_table
+from rechunk_action.registry.client import Repository
+from rechunk_action.registry.tables import MAX_STORED, find_tables
+from rechunk_action.tree.entry import ROOT, UNKNOWN_MODE, Entry
+
+
+class RegistryBlobs:
+    """The blobs of a repository. `tables` has the descriptors of the layers' stored tables, by the layers' digests."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self.tables: Mapping[str, Json] = {}
+
+    def __str__(self) -> str:
+        return str(self.repository)
+
+    def document(self, descriptor: Json) -> bytes:
+        digest, size = descriptor["digest"], descriptor["size"]
+        if descriptor.get("mediaType") not in (*MANIFESTS, *INDEXES):
+            return self.repository.fetch_blob(digest, size, MAX_JSON)
+        manifest = self.repository.manifest(digest)
+        if manifest is None:
+            raise CorruptImage(f"{self} no longer has the manifest {digest}: push the image again, or name another one")
+        return manifest.data
+
+    def open(self, blob: Blob) -> AbstractContextManager[BinaryIO]:
+        return self.repository.open_blob(blob.digest, blob.size)
+
+    def fetch(self, blob: Blob, target: Path) -> None:
+        if not target.exists():
+            self.repository.download(blob.digest, blob.size, target)
+
+    def table(self, blob: Blob) -> Table | None:
+        """A layer that the registry has lost gets a table that says so: it cannot be kept, and its files are written
+        again.
+        """
+        if not self.repository.has_blob(blob.digest, blob.size):
+            lost = "the registry does not have it any more"
+            return Table({ROOT: Entry("d", UNKNOWN_MODE, 0, 0)}, problem=lost, diff_id=blob.diff_id)
+        stored = self.tables.get(blob.digest)
+        if stored is None:
+            return None
+        try:
+            return decode_table(self.repository.fetch_blob(stored["digest"], stored["size"], MAX_STORED), blob)
+        except (CorruptImage, NotInRegistry):
+            return None
+
+
+def published_image(repository: Repository, tag_or_digest: str, architecture: str) -> Image:
+    """An image with what is stored beside it. Of an index, the one for this architecture.
+
+    Raises `InputError` when there is none, `RegistryError` when the registry cannot tell, `CorruptImage` when what it
+    hands out is damaged.
+    """
+    found = repository.resolve(tag_or_digest)
+    if found is None:
+        raise NotInRegistry(f"{repository} has no image {tag_or_digest}: check the name; `skopeo list-tags` lists them")
+    blobs = RegistryBlobs(repository)
+    descriptor = {"digest": found.digest, "size": found.size, "mediaType": found.media_type}
+    image = load_image(blobs, descriptor, architecture)
+    blobs.tables = find_tables(repository, image)
+    return image
