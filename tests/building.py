@@ -14,7 +14,6 @@ from rechunk_action.oci.layout import read_image
 from rechunk_action.oci.table import Table, read_table
 from rechunk_action.pipeline import BuildOptions
 from rechunk_action.progress import Progress
-from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template
 from rechunk_action.source import Source
 from rechunk_action.source.names import parse_name
 from rechunk_action.source.places import Places
@@ -38,7 +37,8 @@ def build(source: Path | str, output: Path | str, **options: Any) -> Json:
         "compression": "zstd",
         "labels": (),
         "version": None,
-        "version_template": DEFAULT_TEMPLATE,
+        "push": True,
+        "max_update_size": None,
         "config": None,
         "created": None,
         "now": datetime(2026, 11, 26, tzinfo=UTC),
@@ -50,11 +50,10 @@ def build(source: Path | str, output: Path | str, **options: Any) -> Json:
     for key in ("source", "output", "prev_ref"):
         given[key] = given[key] and parse_name(given[key])
     given["compression"] = parse_compression(given["compression"])
-    given["version_template"] = Template(given["version_template"])
     drop_bad_xattrs = given.pop("drop_bad_xattrs", False)
     progress = given.pop("progress", None) or Progress(level=QUIET)
     with places(drop_bad_xattrs=drop_bad_xattrs) as opened:
-        return pipeline.build(BuildOptions(**given), opened, progress)
+        return pipeline.build(BuildOptions(**given), opened, progress).report
 
 
 def places(**options: Any) -> Places:

@@ -180,7 +180,20 @@ class TestBuild:
 
 class TestJson:
     FIELDS = frozenset(
-        {"ref", "digest", "version", "prev_ref", "fresh", "reason", "layers", "bytes", "seconds", "new", "dropped"}
+        {
+            "ref",
+            "digest",
+            "version",
+            "prev_ref",
+            "fresh",
+            "reason",
+            "layers",
+            "bytes",
+            "seconds",
+            "new",
+            "components",
+            "dropped",
+        }
     )
 
     def test_a_fresh_build(self, run: Run, tree: Path) -> None:
@@ -321,7 +334,7 @@ class TestBadInput:
             (["build", "dir:tree", "docker://example.com/o/i", "--tls-verify=false"], "for registries on loopback"),
             (["build", "dir:tree", "oci:new", "--tag", "latest"], "--tag points a tag of a registry"),
             (["build", "dir:tree", "oci:new", "--tag", "-x"], "'-x' is no valid tag"),
-            (["build", "dir:tree", "oci:new", "--version-template", "{x}"], "no {date:...}"),
+            (["build", "dir:tree", "oci:new", "--version", "{x}"], "no {date:...}"),
             (["build", "dir:tree", "oci:new", "--repository", "ghcr.io/o/i:1"], "leave out the tag"),
             (["prev-ref", "image"], "names no registry"),
             (["build", "dir:tree", "dir:new"], "write oci:DIR"),

@@ -57,7 +57,7 @@ def test_a_name_is_pinned_by_a_digest() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "dir:", "oci:", "/tree", ":", "./image", "DIR:/tree", "docker-archive:file", "https://ghcr.io/o/image", "a b"],
+    ["", "dir:", "oci:", "/tree", ":", "./image", "DIR:/tree", "ostree:file", "https://ghcr.io/o/image", "a b"],
 )
 def test_what_is_no_name_is_refused_with_those_that_are(text: str) -> None:
     with pytest.raises(InputError, match="is no name that can be used here") as error:

@@ -297,7 +297,7 @@ class TestThePreviousImage:
     def decision(self, target: str, tags: tuple[str, ...] = ()) -> Any:
         with places() as opened:
             reference = parse_name(f"docker://{target}").reference
-            return pipeline.previous_image(reference, Template(DEFAULT_TEMPLATE), tags, opened)
+            return pipeline.previous_image(reference, None, tags, opened)
 
     def test_is_the_newest_version_by_its_numbers(self, published: str) -> None:
         decision = self.decision(published)

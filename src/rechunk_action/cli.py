@@ -1,4 +1,4 @@
-"""The command line: the one definition of every option.
+"""The command line.
 
 Results go to standard output (text, or one JSON document with `--json`), everything else to standard error. An
 expected failure prints one message and ends with the exit code of its error; only a bug of ours shows a traceback.
@@ -12,34 +12,30 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 import msgspec
 
-from rechunk_action import __version__
+from rechunk_action import __version__, options
 from rechunk_action.errors import EnvironmentLack, InputError, RechunkError
-from rechunk_action.oci.compression import Compression, parse_compression
-from rechunk_action.oci.config import label_change
-from rechunk_action.pipeline import NEWEST, BuildOptions, previous_image
-from rechunk_action.pipeline import build as run_build
+from rechunk_action.pipeline import BuildOptions, Built, previous_image
+from rechunk_action.pipeline import build as build_image
 from rechunk_action.pipeline import compare as run_compare
 from rechunk_action.pipeline import verify as run_verify
 from rechunk_action.progress import Progress
 from rechunk_action.registry.credentials import Credentials
-from rechunk_action.registry.reference import Reference, parse_reference, valid_tag
-from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template, scheme_of
+from rechunk_action.registry.reference import Reference
+from rechunk_action.registry.versions import Template
 from rechunk_action.report.compare import format_size, lines
-from rechunk_action.source.names import Name, parse_name
+from rechunk_action.source.names import Name
 from rechunk_action.source.places import Places
 
 CANCELLED = 130
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def main() -> NoReturn:
@@ -51,95 +47,41 @@ def main() -> NoReturn:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(InputError.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("cancelled; nothing was left behind", CANCELLED)
-    except RechunkError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:
-        where = f" for {error.filename}" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = f"the disk is full{where}: free some space, or put the output on another disk"
+    except (click.ClickException, click.Abort, KeyboardInterrupt, RechunkError, OSError) as error:
+        text, code = _explained(error)
+        if sys.argv[1:2] == ["action"]:
+            from rechunk_action.action import error as annotate  # noqa: PLC0415  # as below
+
+            annotate(text)
+        elif isinstance(error, click.ClickException):
+            error.show()
         else:
-            text = f"the system reports {error.strerror!r}{where}: check the disk and your rights, and run it again"
-        _fail(text, EnvironmentLack.exit_code)
+            click.echo(f"rechunk-action: {text}", err=True)
+        sys.exit(code)
     sys.exit(0)
 
 
-class _NameType(click.ParamType[Name]):
-    """An image or tree by its name."""
+def _explained(error: BaseException) -> tuple[str, int]:
+    """What to tell the user of an expected failure, and the exit code that goes with it."""
+    if isinstance(error, click.ClickException):
+        return error.format_message(), InputError.exit_code
+    if isinstance(error, RechunkError):
+        return str(error), error.exit_code
+    if not isinstance(error, OSError):
+        return "cancelled; nothing was left behind", CANCELLED
+    where = f" for {error.filename}" if error.filename else ""
+    text = f"the system reports {error.strerror!r}{where}: check the disk and your rights, and run it again"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text = f"the disk is full{where}: free some space, or put the output on another disk"
+    return text, EnvironmentLack.exit_code
 
-    def __init__(self, *transports: str) -> None:
-        self.name = "NAME"
-        self._transports = transports
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Name:
-        del param, ctx
-        return value if isinstance(value, Name) else parse_name(value, allowed=self._transports)
-
-
-class _CompressionType(click.ParamType[Compression]):
-    name = "zstd|gzip[:LEVEL]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Compression:
-        del param, ctx
-        return value if isinstance(value, Compression) else parse_compression(value)
-
-
-class _LabelType(click.ParamType[str]):
-    name = "K=V"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        del param, ctx
-        label_change(value)
-        return str(value)
-
-
-class _RepositoryType(click.ParamType[Reference]):
-    """A repository in a registry, with or without `docker://` before it."""
-
-    name = "HOST/REPOSITORY"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Reference:
-        del param, ctx
-        if isinstance(value, Reference):
-            return value
-        reference = parse_reference(value.removeprefix("docker://"))
-        if reference.tag or reference.digest:
-            raise InputError(f"{value!r} names an image where a repository is wanted: leave out the tag")
-        return reference
-
-
-class _TagType(click.ParamType[str]):
-    name = "TAG"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        del param, ctx
-        if not valid_tag(value):
-            raise InputError(f"{value!r} is no valid tag: use letters, digits, and . _ - (128 at the most)")
-        return str(value)
-
-
-class _TemplateType(click.ParamType[Template]):
-    name = "TEMPLATE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Template:
-        del param, ctx
-        return value if isinstance(value, Template) else Template(value)
-
-
-_SOURCE = _NameType("dir", "oci", "oci-archive", "docker", "containers-storage", "docker-daemon", "")
-_READABLE = _NameType("oci", "oci-archive", "docker")
-_COMPARABLE = _NameType("oci", "oci-archive", "docker", "containers-storage")
-_OUTPUT = _NameType("oci", "docker")
 
 _FORMS = """
 \b
 dir:PATH                            a root file system, mounted or unpacked
 oci:DIR[:TAG]                       an image in an OCI layout
 oci-archive:FILE[:TAG]              the same in a tar file
+docker-archive:FILE                 what `docker save` wrote
 containers-storage:IMAGE            an image of podman, buildah or skopeo
 docker-daemon:IMAGE                 an image of docker
 docker://HOST/REPOSITORY[:TAG]      an image in a registry
@@ -150,61 +92,6 @@ _CREDENTIALS = """
 For a registry that wants a login: RECHUNK_TOKEN, or RECHUNK_USERNAME and RECHUNK_PASSWORD, in the environment;
 else what `podman login` and `docker login` have stored.
 """
-
-
-def _registry(command: _Command) -> _Command:
-    """Options of every command that may talk to a registry."""
-    return click.option(
-        "--tls-verify",
-        type=click.BOOL,
-        default=True,
-        show_default=True,
-        help="false: plain HTTP, for a registry on loopback.",
-    )(command)
-
-
-def _versions(command: _Command) -> _Command:
-    """Options that tell which tags are versions."""
-    for option in (
-        click.option(
-            "--tag", "tags", type=_TagType(), multiple=True, help="A tag that moves to the new image. May be repeated."
-        ),
-        click.option(
-            "--version-template",
-            type=_TemplateType(),
-            default=DEFAULT_TEMPLATE,
-            show_default=True,
-            help="How versions are made: fields of os-release in lower case, and the date (UTC).",
-        ),
-        click.option("--version", help="Version of the image. Without it, one is made of the template."),
-    ):
-        command = option(command)
-    return command
-
-
-def _common(command: _Command) -> _Command:
-    """Options of every command."""
-    for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Also say what was decided, and why."),
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output."),
-        click.option(
-            "--threads",
-            type=click.IntRange(1, 64),
-            default=lambda: len(os.sched_getaffinity(0)),
-            show_default="all processors",
-            help="Threads that hash and compress.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-_drop_bad_xattrs = click.option(
-    "--drop-bad-xattrs",
-    is_flag=True,
-    help="Leave out extended attributes that image importers cannot read, instead of failing.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -220,101 +107,13 @@ def cli() -> None:
 {_CREDENTIALS}
 """
 )
-@click.argument("source", type=_SOURCE)
-@click.argument("output", type=_OUTPUT)
-@click.option(
-    "--prev-ref",
-    type=_READABLE,
-    help="The previous image; its layers are kept byte for byte. Without it, the newest version in the repository.",
-)
-@click.option(
-    "--repository",
-    type=_RepositoryType(),
-    help="Where the previous image is looked for, if not where OUTPUT is.",
-)
-@click.option("--fresh", is_flag=True, help="Lay the whole image out anew, whatever was published before.")
-@click.option(
-    "--max-layers", type=click.IntRange(3, 400), default=120, show_default=True, help="Layers that the image may have."
-)
-@click.option(
-    "--max-overhead",
-    type=click.FloatRange(0, 100),
-    default=5,
-    show_default=True,
-    help="Superseded bytes that kept layers may hold, in percent of the image.",
-)
-@click.option(
-    "--compression",
-    type=_CompressionType(),
-    default="zstd",
-    show_default=True,
-    help="How new layers are compressed; without a level, the best one for each kind of layer.",
-)
-@click.option(
-    "--label", "labels", type=_LabelType(), multiple=True, help="Set a label; K- removes it. May be repeated."
-)
-@_versions
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    help="OCI config, or output of podman or docker inspect, to take entry point, environment, labels ... from.",
-)
-@click.option(
-    "--source-date-epoch",
-    type=click.IntRange(0, NEWEST),
-    envvar="SOURCE_DATE_EPOCH",
-    help="Time of the image, in seconds since 1970; no file is younger. Without it: the time of the newest file.",
-)
-@click.option("--verify/--no-verify", default=True, help="Compare the merged image with the source before it appears.")
-@_drop_bad_xattrs
-@_registry
-@_common
-def build(
-    source: Name,
-    output: Name,
-    prev_ref: Name | None,
-    repository: Reference | None,
-    fresh: bool,
-    max_layers: int,
-    max_overhead: float,
-    compression: Compression,
-    labels: tuple[str, ...],
-    tags: tuple[str, ...],
-    version: str | None,
-    version_template: Template,
-    config: Path | None,
-    source_date_epoch: int | None,
-    verify: bool,
-    drop_bad_xattrs: bool,
-    tls_verify: bool,
-    threads: int,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
-    options = BuildOptions(
-        source=source,
-        output=output,
-        prev_ref=prev_ref,
-        repository=repository,
-        tags=tags,
-        fresh=fresh,
-        max_layers=max_layers,
-        max_overhead=max_overhead / 100,
-        compression=compression,
-        labels=labels,
-        version=version,
-        version_template=version_template,
-        config=config,
-        created=source_date_epoch,
-        now=datetime.now(UTC),
-        verify=verify,
-        threads=threads,
-        scratch=_scratch(),
-    )
-    published_at = repository or (output.reference if output.transport == "docker" else None)
-    with _places(published_at, tls_verify, threads, drop_bad_xattrs=drop_bad_xattrs) as places:
-        report = run_build(options, places, _progress(quiet, verbose))
+@click.argument("source", type=options.SOURCE)
+@click.argument("output", type=options.OUTPUT)
+@options.building
+@options.on_the_command_line
+@options.reporting
+def build(as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
+    report = _run_build(_progress(quiet, verbose), _credentials(os.environ), **given).report
     if as_json:
         _print_json(report)
         return
@@ -329,11 +128,11 @@ def build(
 
 
 @cli.command()
-@click.argument("image", type=_READABLE)
-@click.argument("source", type=_SOURCE)
-@_drop_bad_xattrs
-@_registry
-@_common
+@click.argument("image", type=options.READABLE)
+@click.argument("source", type=options.SOURCE)
+@options.drop_bad_xattrs
+@options.tls_verify
+@options.reporting
 def verify(
     image: Name,
     source: Name,
@@ -355,10 +154,10 @@ def verify(
 
 
 @cli.command()
-@click.argument("old", type=_COMPARABLE)
-@click.argument("new", type=_COMPARABLE)
-@_registry
-@_common
+@click.argument("old", type=options.COMPARABLE)
+@click.argument("new", type=options.COMPARABLE)
+@options.tls_verify
+@options.reporting
 def compare(old: Name, new: Name, tls_verify: bool, threads: int, as_json: bool, quiet: bool, verbose: bool) -> None:
     """What an update from OLD to NEW costs, and why."""
     progress = _progress(quiet, verbose)
@@ -371,15 +170,15 @@ def compare(old: Name, new: Name, tls_verify: bool, threads: int, as_json: bool,
 
 
 @cli.command("prev-ref")
-@click.argument("repository", type=_RepositoryType())
-@_versions
-@_registry
-@_common
+@click.argument("repository", type=options.RepositoryType())
+@options.version
+@options.tags
+@options.tls_verify
+@options.reporting
 def prev_ref(
     repository: Reference,
     tags: tuple[str, ...],
-    version: str | None,
-    version_template: Template,
+    version: Template | str | None,
     tls_verify: bool,
     threads: int,
     as_json: bool,
@@ -388,9 +187,8 @@ def prev_ref(
 ) -> None:
     """The image in REPOSITORY that a build would update, and why."""
     del quiet, verbose
-    scheme = scheme_of(version) if version else version_template
     with _places(repository, tls_verify, threads) as places:
-        decision = previous_image(repository, scheme, tags, places)
+        decision = previous_image(repository, version, tags, places)
     ref = f"{repository.name}:{decision.tag}@{decision.digest}" if decision.tag else None
     if as_json:
         _print_json({"prev_ref": ref, "version": decision.tag, "digest": decision.digest, "reason": decision.reason})
@@ -398,11 +196,63 @@ def prev_ref(
         click.echo(f"{ref or 'none: a build would be the first'}\n{decision.reason}")
 
 
-def _places(published: Reference | None, tls_verify: bool, threads: int, *, drop_bad_xattrs: bool = False) -> Places:
-    """What opens names. Credentials of the environment are for the registry of `published` alone."""
+@cli.command("action", context_settings={"auto_envvar_prefix": "INPUT"})
+@options.in_a_workflow
+@options.building
+@options.of_hhd_rechunk
+@options.threads
+def action(timeout: int, **inputs: Any) -> None:
+    """The GitHub action's entry point: reads INPUT_* and GITHUB_*, writes outputs and a summary."""
+    from rechunk_action.action import run  # noqa: PLC0415  # costs 0.2 s that only a workflow repays
+
+    run(_run_build, inputs, os.environ, timeout=timeout)
+
+
+def _run_build(  # an option is an argument
+    progress: Progress,
+    credentials: Credentials | None,
+    *,
+    source: Name,
+    output: Name,
+    repository: Reference | None,
+    max_overhead: float,
+    max_update_size: float | None,
+    source_date_epoch: int | None,
+    drop_bad_xattrs: bool,
+    tls_verify: bool,
+    threads: int,
+    **given: Any,
+) -> Built:
+    """Build, with options as they were given."""
+    what = BuildOptions(
+        source=source,
+        output=output,
+        repository=repository,
+        max_overhead=max_overhead / 100,
+        max_update_size=None if max_update_size is None else int(max_update_size * options.MEGABYTE),
+        created=source_date_epoch,
+        now=datetime.now(UTC),
+        threads=threads,
+        scratch=_scratch(),
+        **given,
+    )
+    published = repository or _registry_of(output)
+    with _places(published, tls_verify, threads, drop_bad_xattrs=drop_bad_xattrs, credentials=credentials) as places:
+        return build_image(what, places, progress)
+
+
+def _places(
+    published: Reference | None,
+    tls_verify: bool,
+    threads: int,
+    *,
+    drop_bad_xattrs: bool = False,
+    credentials: Credentials | None = None,
+) -> Places:
+    """What opens names. Given credentials are for the registry of `published` alone."""
     return Places(
         os.environ,
-        given=_credentials(os.environ),
+        given=credentials or _credentials(os.environ),
         given_for=published.host if published else "",
         tls_verify=tls_verify,
         threads=threads,
@@ -443,8 +293,3 @@ def _cancel(signum: int, frame: FrameType | None) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"rechunk-action: {message}", err=True)
-    sys.exit(code)

@@ -43,6 +43,14 @@ class VerificationFailed(RechunkError):
     exit_code = 5
 
 
+class Overdue(EnvironmentLack):
+    """There was not enough time."""
+
+
+class TooLarge(VerificationFailed):
+    """The update costs users more than the maintainer allows."""
+
+
 class RegistryError(RechunkError):
     """A registry could not be talked to, or refused what it was asked."""
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from rechunk_action.errors import InputError, VerificationFailed
+from rechunk_action.errors import InputError, TooLarge, VerificationFailed
 from rechunk_action.oci.compression import Compression, bomb_limit
 from rechunk_action.oci.config import (
     CHUNKED_LABEL,
@@ -37,7 +37,7 @@ from rechunk_action.progress import Advance, Progress
 from rechunk_action.publish import RegistryWriter
 from rechunk_action.registry.previous import Decision, find_previous
 from rechunk_action.registry.reference import Reference
-from rechunk_action.registry.versions import Scheme, Template, scheme_of
+from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template, scheme_of
 from rechunk_action.report.compare import Comparison, bytes_by_component, format_size
 from rechunk_action.report.compare import compare as compare_layers
 from rechunk_action.source import Source
@@ -54,6 +54,9 @@ from rechunk_action.workers import Workers, result_of
 NEWEST = 253_402_300_799
 """The last second that a timestamp can name: the end of the year 9999."""
 
+LARGEST = 3
+"""Components that explain the size of an update."""
+
 REQUESTS = 8
 """Small requests to a registry at once."""
 
@@ -69,7 +72,8 @@ class BuildOptions:
     """What `build` was asked for.
 
     `repository` is where published images are, None: where the output is. `tags` move to the new image. `max_overhead`
-    is a share, `created` in seconds since 1970 (None: from the source), `now` the time of the build.
+    is a share, `max_update_size` bytes (None: no limit), `created` in seconds since 1970 (None: from the source), `now`
+    the time of the build.
     """
 
     source: Name
@@ -82,8 +86,9 @@ class BuildOptions:
     max_overhead: float
     compression: Compression
     labels: Sequence[str]
-    version: str | None
-    version_template: Template
+    version: Template | str | None
+    push: bool
+    max_update_size: int | None
     config: Path | None
     created: int | None
     now: datetime
@@ -111,8 +116,16 @@ class Layer:
     kept: bool
 
 
-def build(options: BuildOptions, places: Places, progress: Progress) -> Json:
-    """Rechunk a source into an output. Returns the report that `--json` prints."""
+@dataclass(frozen=True)
+class Built:
+    """What a build has come to: the report that `--json` prints, and the image's manifest."""
+
+    report: Json
+    manifest: Json
+
+
+def build(options: BuildOptions, places: Places, progress: Progress) -> Built:
+    """Rechunk a source into an output."""
     options = _with_version_tag(options)
     with (
         _open_writer(options, places, progress) as writer,
@@ -149,10 +162,13 @@ def build(options: BuildOptions, places: Places, progress: Progress) -> Json:
             if found:
                 raise VerificationFailed("the image that was written is not the source. " + _summary(found))
         size = sum(result.blob.size for result in written)
+        if previous and options.max_update_size is not None and size > options.max_update_size:
+            raise TooLarge(_too_large(size, options.max_update_size, layers, owner))
         act = "publish to" if options.output.transport == "docker" else "finish"
         with progress.phase("publish", f"{act} {options.output}", size) as advance:
             finished = _finish(writer, layers, config, source, previous, options, advance)
-    return _report(finished, previous, reason, plan, layers, sum(merged.dead()), progress)
+    report = _report(finished, previous, reason, plan, layers, owner, sum(merged.dead()), progress)
+    return Built(report, finished.manifest)
 
 
 def verify(image: Name, source: Name, places: Places, progress: Progress, *, threads: int, scratch: Path) -> Json:
@@ -203,15 +219,18 @@ def compare(old: Name, new: Name, places: Places, progress: Progress, *, threads
     return compare_layers(was.layers, image.layers, by_component)
 
 
-def previous_image(repository: Reference, scheme: Scheme, tags: Collection[str], places: Places) -> Decision:
-    """The image that a build for this repository would update, and why."""
+def previous_image(
+    repository: Reference, version: Template | str | None, tags: Collection[str], places: Places
+) -> Decision:
+    """The image that a build of this version for this repository would update, and why."""
+    scheme = scheme_of(version) if isinstance(version, str) else version or Template(DEFAULT_TEMPLATE)
     return find_previous(places.repository(repository), scheme, tags)
 
 
 def _with_version_tag(options: BuildOptions) -> BuildOptions:
     """A tag in the name of a published image is its version."""
     if options.output.transport != "docker":
-        if options.tags:
+        if options.tags and options.repository is None:
             raise InputError("--tag points a tag of a registry at the image: name an OUTPUT in one, docker://...")
         return options
     reference = options.output.reference
@@ -220,7 +239,7 @@ def _with_version_tag(options: BuildOptions) -> BuildOptions:
     if reference.tag and options.version not in (None, reference.tag):
         raise InputError(f"{options.output} names another version than --version {options.version}: leave one out")
     version = options.version or reference.tag
-    if version:
+    if isinstance(version, str):
         scheme_of(version)
     return replace(options, version=version)
 
@@ -229,7 +248,7 @@ def _open_writer(options: BuildOptions, places: Places, progress: Progress) -> L
     if options.output.transport == "oci":
         return LayoutWriter(options.output.path, options.output.tag)
     repository = places.repository(options.output.reference)
-    return RegistryWriter(repository, options.tags, scratch=options.scratch, notice=progress.notice)
+    return RegistryWriter(repository, options.tags, push=options.push, scratch=options.scratch, notice=progress.notice)
 
 
 def _previous(
@@ -261,8 +280,7 @@ def _newest(options: BuildOptions, places: Places, progress: Progress) -> Name |
     repository = options.repository or (options.output.reference if published else None)
     if repository is None:
         return None
-    scheme = scheme_of(options.version) if options.version else options.version_template
-    decision = previous_image(repository, scheme, options.tags, places)
+    decision = previous_image(repository, options.version, options.tags, places)
     if decision.tag is None:
         progress.decision(f"no previous image: {decision.reason}")
         return None
@@ -382,6 +400,7 @@ class Finished:
     ref: str
     digest: str
     version: str
+    manifest: Json
 
 
 def _finish(
@@ -399,7 +418,9 @@ def _finish(
     blobs = [layer.blob for layer in layers]
     version = options.version
     if version is None and options.output.transport == "docker":
-        version = options.version_template.render(os_release(source.tree, source.read), options.now)
+        version = Template(DEFAULT_TEMPLATE)
+    if isinstance(version, Template):
+        version = version.render(os_release(source.tree, source.read), options.now)
     version = writer.settle(version)
     labels = image_labels(
         inherited,
@@ -419,9 +440,10 @@ def _finish(
         created=created,
     )
     stored = writer.store_json(document, CONFIG)
-    manifest = writer.store_json(image_manifest(stored, blobs, labels), MANIFEST)
-    ref = writer.commit(manifest, version, advance)
-    return Finished(ref, manifest["digest"], labels.get(VERSION_LABEL, ""))
+    manifest = image_manifest(stored, blobs, labels)
+    descriptor = writer.store_json(manifest, MANIFEST)
+    ref = writer.commit(descriptor, version, advance)
+    return Finished(ref, descriptor["digest"], labels.get(VERSION_LABEL, ""), manifest)
 
 
 def _created(config: Json | None, source: Source) -> int:
@@ -439,6 +461,7 @@ def _report(
     reason: str | None,
     plan: Plan,
     layers: Sequence[Layer],
+    owner: Mapping[str, str],
     dead: int,
     progress: Progress,
 ) -> Json:
@@ -463,11 +486,22 @@ def _report(
             for layer in layers
             if not layer.kept
         ],
+        "components": bytes_by_component(((layer.blob, layer.table) for layer in layers if not layer.kept), owner),
         "dropped": [
             {"layer": drop.index, "reason": drop.reason, "live": drop.live, "dead": drop.dead} for drop in plan.drops
         ],
         "seconds": {name: round(seconds, 3) for name, seconds in progress.seconds.items()},
     }
+
+
+def _too_large(size: int, limit: int, layers: Sequence[Layer], owner: Mapping[str, str]) -> str:
+    new = [(layer.blob, layer.table) for layer in layers if not layer.kept]
+    largest = list(bytes_by_component(new, owner).items())[:LARGEST]
+    return (
+        f"this update costs users {format_size(size)}, and {format_size(limit)} are allowed; the most of it is "
+        f"{', '.join(f'{name} ({format_size(part)})' for name, part in largest)}: "
+        "raise --max-update-size, or build without that change"
+    )
 
 
 def _summary(found: Sequence[str]) -> str:

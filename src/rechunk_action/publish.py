@@ -34,13 +34,21 @@ class RegistryWriter(Stage):
     """Adds one image to a repository. Without `commit`, nothing becomes visible."""
 
     def __init__(
-        self, repository: Repository, moving: Collection[str], *, scratch: Path, notice: Callable[[str], None]
+        self,
+        repository: Repository,
+        moving: Collection[str],
+        *,
+        push: bool = True,
+        scratch: Path,
+        notice: Callable[[str], None],
     ) -> None:
-        """`moving` are tags to point at the image in the end, `scratch` is a directory to be in.
+        """`moving` are tags to point at the image in the end, `scratch` is a directory to be in. Without `push`, all is
+        done but the sending.
 
         Raises `RegistryError` when the repository cannot be read, `EnvironmentLack` when there is no room to work in.
         """
         self._repository = repository
+        self._push = push
         self._notice = notice
         self._before = {tag: self._digest_at(tag) for tag in moving}
         self._elsewhere: dict[str, tuple[Blobs, Blob]] = {}
@@ -54,8 +62,8 @@ class RegistryWriter(Stage):
                 f"{scratch} cannot be used for scratch space ({error.strerror}): set TMPDIR to another directory"
             ) from None
         super().__init__(stage)
-        # Every image here needs this blob. Who may not push had better know now than in the end.
-        self._repository.upload_bytes(EMPTY)
+        if push:  # Every image here needs this blob. Who may not push had better know now than in the end.
+            self._repository.upload_bytes(EMPTY)
 
     def keep(self, image: Image, blob: Blob, table: Table) -> None:
         """Take a layer over from another image, byte for byte."""
@@ -94,6 +102,9 @@ class RegistryWriter(Stage):
         `advance` is told of bytes of layers as they are sent. Raises `RegistryError` when the registry does not take
         something.
         """
+        name = f"{self._repository}:{version}" if version else f"{self._repository}@{manifest['digest']}"
+        if not self._push:
+            return name
         data = self._staged(manifest)
         image = json.loads(data)
         layers = {layer["digest"]: layer["size"] for layer in image["layers"]}
@@ -109,7 +120,7 @@ class RegistryWriter(Stage):
             self._put(version, data)
         for tag in self._before.keys() - {version}:
             self._move(tag, manifest["digest"], data)
-        return f"{self._repository}:{version}" if version else f"{self._repository}@{manifest['digest']}"
+        return name
 
     def _upload_layer(self, digest: str, size: int, advance: Advance) -> None:
         """Bring a layer into the repository, unless it is there already."""

@@ -18,6 +18,7 @@ FORMS = {
     "dir": "dir:PATH",
     "oci": "oci:DIR[:TAG]",
     "oci-archive": "oci-archive:FILE[:TAG]",
+    "docker-archive": "docker-archive:FILE",
     "docker": "docker://HOST/REPOSITORY[:TAG]",
     "containers-storage": "containers-storage:IMAGE",
     "docker-daemon": "docker-daemon:IMAGE",
@@ -73,7 +74,7 @@ def parse_name(text: str, *, allowed: Sequence[str] = tuple(FORMS)) -> Name:
         place = rest.removeprefix("//")
         parse_reference(place)
         return Name(transport, place)
-    if transport in ("dir", "containers-storage", "docker-daemon"):
+    if transport in ("dir", "docker-archive", "containers-storage", "docker-daemon"):
         return Name(transport, rest)
     path, colon, tag = rest.partition(":")
     if colon and not tag:
@@ -82,7 +83,7 @@ def parse_name(text: str, *, allowed: Sequence[str] = tuple(FORMS)) -> Name:
 
 
 _IMAGE = re.compile(
-    r"(?!docker-archive:|ostree:|sif:|tarball:|dir:)"  # transports of other tools
+    r"(?!ostree:|sif:|tarball:)"  # transports of other tools
     r"(?:(?:localhost|[\w-]+(?:\.[\w-]+)+)(?::\d+)?/)?[a-z0-9]+(?:[._/-]+[a-z0-9]+)*"
     r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?",
     re.ASCII,

@@ -23,7 +23,7 @@ from rechunk_action.registry.image import published_image
 from rechunk_action.registry.reference import Reference
 from rechunk_action.registry.session import Patience, Session
 from rechunk_action.source import Source
-from rechunk_action.source.archive import archive_image
+from rechunk_action.source.archive import archive_image, saved_image
 from rechunk_action.source.directory import DirectorySource
 from rechunk_action.source.finding import IN_STORES, find_image
 from rechunk_action.source.image import ImageSource
@@ -89,6 +89,8 @@ class Places:
             )
         if name.transport == "oci-archive":
             return archive_image(name.path, name.tag, architecture)
+        if name.transport == "docker-archive":
+            return saved_image(name.path)
         if name.transport in IN_STORES:
             return find_image(name, self._environment).image()
         return read_image(name.path, name.tag, architecture=architecture)

@@ -1,0 +1,236 @@
+"""The GitHub side: inputs in, groups, annotations, outputs and a job summary out.
+
+The only module that knows `actions_toolkit`, whose `core` speaks the runner's commands. What it lacks is added here:
+every line is flushed, so that it stays in its place among others; values are text before they are handed over; lines
+that are not commands cannot be taken for some.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from actions_toolkit import core
+
+from rechunk_action.errors import InputError, Overdue
+from rechunk_action.oci.compression import parse_compression
+from rechunk_action.oci.image import Json
+from rechunk_action.options import SECRETS
+from rechunk_action.pipeline import Built
+from rechunk_action.progress import Advance, Progress
+from rechunk_action.registry.credentials import Credentials
+from rechunk_action.registry.reference import Reference
+from rechunk_action.registry.versions import Template
+from rechunk_action.report.compare import format_size
+from rechunk_action.report.summary import changelog, summary
+from rechunk_action.source.names import Name, parse_name
+
+RESULTS = "rechunk-results"
+"""Directory below the runner's temporary one, for files that later steps may want."""
+
+MAX_NOTICES = 8
+"""Annotations of one kind: GitHub shows ten a step, and an error has to be among them."""
+
+WITHOUT_MEANING = {
+    "prev_ref_fail": "a previous image that cannot be read is always an error",
+    "keep_ref": "the built image is never removed",
+    "pretty": "only hhd-dev/rechunk's container reads it",
+    "changelog": "only hhd-dev/rechunk's container reads it",
+    "git": "only hhd-dev/rechunk's container reads it",
+    "formatters": "only hhd-dev/rechunk's container reads it",
+    "meta": "only hhd-dev/rechunk's container reads it",
+    "rechunk": "only hhd-dev/rechunk's container reads it",
+}
+"""Inputs of hhd-dev/rechunk, and why they change nothing here."""
+
+Build = Callable[..., Built]
+
+
+def run(build: Build, inputs: dict[str, Any], environment: Mapping[str, str], *, timeout: int) -> None:
+    """Build as a workflow asks for it. `timeout` is in minutes.
+
+    Raises `Overdue` when it is over, and what `build` raises.
+    """
+    for name in SECRETS[:1] + SECRETS[2:]:
+        mask(environment.get(f"INPUT_{name.upper()}", ""))
+    progress = ActionProgress(verbose=environment.get("RUNNER_DEBUG") == "1")
+    given = translate(inputs, environment, progress.notice)
+    with deadline(timeout):
+        built = build(progress, credentials(environment, given["repository"]), **given)
+    publish(built, given, environment)
+
+
+def translate(inputs: Mapping[str, Any], environment: Mapping[str, str], notice: Callable[[str], None]) -> Json:
+    """The action's inputs as options of a build. Raises `InputError` for inputs that do not go together."""
+    given = dict(inputs)
+    for name, reason in WITHOUT_MEANING.items():
+        if given.pop(name) is not None:
+            notice(f"input {name.replace('_', '-')} has no meaning for engine {given['engine']}: {reason}")
+    del given["engine"]
+    if given.pop("clear_plan"):
+        given["fresh"] = True
+    if given.pop("skip_compression"):
+        given["compression"] = parse_compression("zstd:1")
+    labels = {"description": given.pop("description"), "revision": given.pop("revision")}
+    known = tuple(f"org.opencontainers.image.{name}={text}" for name, text in labels.items() if text)
+    given["labels"] = (*known, *given["labels"])
+    if isinstance(given["version"], str) and "<date>" in given["version"]:
+        given["version"] = Template(given["version"].replace("<date>", "{date:%y%m%d}"))
+    given["source"] = parse_name(environment.get("RECHUNK_SOURCE") or given["ref"])
+    del given["ref"]
+    given["output"] = _output(given)
+    return given | {"config": None, "source_date_epoch": None, "verify": True}
+
+
+def credentials(environment: Mapping[str, str], repository: Reference | None) -> Credentials | None:
+    """Those given to the action for the repository's registry. GitHub's token is for GitHub's registry alone."""
+    secret = environment.get("INPUT_PASSWORD")
+    if not secret and repository is not None and repository.host == "ghcr.io":
+        secret = environment.get("INPUT_TOKEN")
+    return Credentials(environment.get("INPUT_USERNAME") or "rechunk-action", secret) if secret else None
+
+
+@contextlib.contextmanager
+def deadline(minutes: float) -> Iterator[None]:
+    """Raise `Overdue` after some minutes. Ours comes before the runner's, which would not let us clean up."""
+
+    def overdue(signum: int, frame: FrameType | None) -> NoReturn:
+        del signum, frame
+        raise Overdue(
+            f"not finished within {minutes:g} minutes: see which phase took the time, and raise the input timeout if "
+            "that is what it takes"
+        )
+
+    before = signal.signal(signal.SIGALRM, overdue)
+    signal.setitimer(signal.ITIMER_REAL, minutes * 60)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def publish(built: Built, given: Json, environment: Mapping[str, str]) -> None:
+    """Tell the workflow what was done: outputs first, as later steps need them most."""
+    report = built.report
+    location = str(given["output"].path) if given["output"].transport == "oci" else ""
+    results = Path(environment.get("RUNNER_TEMP", ".")) / RESULTS
+    results.mkdir(exist_ok=True)
+    manifest, changes = results / "manifest.json", results / "changelog.md"
+    manifest.write_text(json.dumps(built.manifest, indent=1))
+    changes.write_text(changelog(report))
+    for name, value in outputs(report, location=location, manifest=manifest, changes=changes).items():
+        set_output(name, value)
+    pushed = given["push"] and not location
+    if path := environment.get("GITHUB_STEP_SUMMARY"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(summary(report, pushed=pushed))
+    what = "fresh image" if report["fresh"] else "update"
+    size = report["bytes"]["image" if report["fresh"] else "update"]
+    say(f"{report['ref']}: {what} of {format_size(size)}{'' if pushed or location else ', not published'}")
+
+
+def outputs(report: Json, *, location: str, manifest: Path, changes: Path) -> dict[str, str]:
+    """The action's outputs. Sizes are in bytes."""
+    return {
+        "ref": report["ref"],
+        "digest": report["digest"],
+        "version": report["version"],
+        "chunks": str(report["layers"]["total"]),
+        "prev-ref": report["prev_ref"] or "",
+        "fresh": str(report["fresh"]).lower(),
+        "update-size": str(report["bytes"]["image" if report["fresh"] else "update"]),
+        "image-size": str(report["bytes"]["image"]),
+        "location": location,
+        "manifest": str(manifest),
+        "changelog": str(changes),
+    }
+
+
+class ActionProgress(Progress):
+    """Phases are groups of the log, notices and decisions are annotations."""
+
+    def __init__(self, *, verbose: bool) -> None:
+        super().__init__(sys.stdout, level=int(verbose))
+        self._notices = 0
+
+    @contextlib.contextmanager
+    def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Advance]:
+        core.start_group(plain(title))
+        sys.stdout.flush()
+        try:
+            with super().phase(name, title, total) as advance:
+                yield advance
+        finally:
+            core.end_group()
+            sys.stdout.flush()
+
+    def notice(self, text: str) -> None:
+        self._notices += 1
+        if self._notices > MAX_NOTICES:
+            say(text)
+        else:
+            core.notice(text, title="rechunk")
+            sys.stdout.flush()
+
+    def decision(self, text: str) -> None:
+        self.notice(text)
+
+    def _say(self, text: str) -> None:
+        say(text)
+
+
+def error(text: str) -> None:
+    """The annotation that says why the step failed. Options are named as the inputs that they are here."""
+    core.error(_OPTION.sub(lambda match: f"input {_INPUTS.get(match[1], match[1])}", text), title="rechunk")
+    sys.stdout.flush()
+
+
+def mask(secret: str) -> None:
+    """Have the runner hide a secret wherever it is printed."""
+    for line in filter(str.strip, secret.splitlines()):
+        core.set_secret(line)
+    sys.stdout.flush()
+
+
+def set_output(name: str, value: str) -> None:
+    core.set_output(name, value)
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """Lines of the log."""
+    for line in text.splitlines():
+        sys.stdout.write(plain(line) + "\n")
+    sys.stdout.flush()
+
+
+def plain(text: str) -> str:
+    """A line that the runner cannot take for a command: names in it may come from anywhere."""
+    return re.sub(r"^(\s*):(?=:)", r"\1: ", text).replace("##[", "## [")
+
+
+_OPTION = re.compile(r"(?:[Oo]ption )?'?(?<![\w-])--([a-z][a-z_-]*[a-z])'?")
+_INPUTS = {"label": "labels", "tag": "tags"}
+
+
+def _output(given: Json) -> Name:
+    """Where the image goes, by the inputs `repository`, `push` and `output`, of which the last is used up."""
+    directory: Path | None = given.pop("output")
+    repository: Reference | None = given["repository"]
+    if given["push"] and directory:
+        raise InputError("push publishes the image, and output writes it to a directory instead: leave one out")
+    if directory:
+        place = Path(os.environ.get("GITHUB_WORKSPACE", ".")) / directory
+        return Name("oci", str(place))
+    if repository is None:
+        raise InputError("name in the input repository where images are published, as in ghcr.io/owner/image")
+    return Name("docker", repository.name)

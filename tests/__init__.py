@@ -1,0 +1,1 @@
+"""A package, so that it is found before the `tests` that actions-toolkit installs."""

@@ -1,0 +1,408 @@
+"""The GitHub side, as the runner and later steps meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rechunk_action import action, options
+from rechunk_action.action import WITHOUT_MEANING, credentials, deadline, plain, translate
+from rechunk_action.cli import cli
+from rechunk_action.errors import InputError, Overdue
+from rechunk_action.registry.reference import parse_reference
+from rechunk_action.registry.versions import Template
+from rechunk_action.report.summary import MAX_SUMMARY, changelog, escape, summary
+from tests.registries import PASSWORD, USER, plain_registry, token_registry
+
+GIVEN = {"ref": "localhost/image", "repository": "ghcr.io/Owner/Image"}
+
+ROOT = Path(__file__).parent.parent
+
+HOSTILE = "<script>alert(1)</script> | `x` **b** \n::error::no\r\n##[error]no [a](b) @owner #1 \x1b[31m"
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Runner:
+    return Runner(tmp_path)
+
+
+class Runner:
+    """What GitHub's runner gives to a step, and takes from it."""
+
+    def __init__(self, home: Path) -> None:
+        self.tree = home / "tree"
+        (self.tree / "usr/lib").mkdir(parents=True)
+        (self.tree / "usr/lib/os-release").write_text("ID=small\nVERSION_ID=42\n")
+        self.temp = home / "temp"
+        self.temp.mkdir()
+        self.output, self.page = self.temp / "output", self.temp / "summary"
+        for file in (self.output, self.page):
+            file.touch()
+
+    def run(self, **inputs: str) -> subprocess.CompletedProcess[str]:
+        """The step. Its inputs are named as in a workflow, with underscores."""
+        with self.start(**inputs) as process:
+            out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def start(self, **inputs: str) -> subprocess.Popen[str]:
+        given = {"ref": f"dir:{self.tree}", "tls_verify": "false"} | inputs
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.temp),
+            "TMPDIR": str(self.temp),
+            "RUNNER_TEMP": str(self.temp),
+            "GITHUB_OUTPUT": str(self.output),
+            "GITHUB_STEP_SUMMARY": str(self.page),
+            **{f"INPUT_{name.upper()}": value for name, value in given.items()},
+        }
+        command = [sys.executable, "-m", "rechunk_action", "action"]
+        return subprocess.Popen(
+            command, env=environment, cwd=self.temp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """What later steps get."""
+        found = re.findall(r"^([\w-]+)<<(\S+)\n(.*?)\n\2$", self.output.read_text(), re.MULTILINE | re.DOTALL)
+        return {name: value for name, _, value in found}
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[str]:
+    with plain_registry() as running:
+        yield running.host
+
+
+@pytest.mark.oracle
+class TestAStep:
+    def test_publishes_and_tells_later_steps(self, runner: Runner, registry: str) -> None:
+        repository = f"{registry}/Owner/published"
+        done = runner.run(repository=repository, push="true", tags="latest\n\n stable \n", labels="a=b c\nd=e")
+        assert (done.returncode, done.stderr) == (0, "")
+        first = runner.outputs
+        assert first["ref"] == f"{repository.lower()}:{first['version']}"
+        assert first.keys() == set(yaml.safe_load((ROOT / "action.yml").read_text())["outputs"])
+        assert (first["fresh"], first["prev-ref"], first["location"]) == ("true", "", "")
+        labels = json.loads(Path(first["manifest"]).read_text())["annotations"]
+        assert (labels["a"], labels["d"]) == ("b c", "e")
+
+        (runner.tree / "new").write_text("new")
+        assert runner.run(repository=repository, push="true").returncode == 0
+        second = runner.outputs
+        assert second["prev-ref"] == f"{first['ref']}@{first['digest']}"
+        assert (second["fresh"], second["version"]) == ("false", f"{first['version']}.1")
+        assert 0 < int(second["update-size"]) < 1000
+        assert "**Users download" in runner.page.read_text()
+        assert f"## {escape(second['version'])}" in Path(second["changelog"]).read_text()
+
+    def test_without_push_reports_and_publishes_nothing(self, runner: Runner, registry: str) -> None:
+        done = runner.run(repository=f"{registry}/owner/trial", tags="latest")
+        assert done.returncode == 0
+        assert "not published" in done.stdout
+        assert "Nothing was published" in runner.page.read_text()
+        assert runner.run(repository=f"{registry}/owner/trial").returncode == 0
+        assert runner.outputs["fresh"] == "true"
+
+    def test_fresh_is_fresh(self, runner: Runner, registry: str) -> None:
+        for fresh in ("false", "true"):
+            assert runner.run(repository=f"{registry}/owner/anew", push="true", fresh=fresh).returncode == 0
+        assert (runner.outputs["fresh"], runner.outputs["prev-ref"]) == ("true", "")
+
+    def test_may_write_a_layout(self, runner: Runner) -> None:
+        assert runner.run(output="image", version="1").returncode == 0
+        assert Path(runner.temp, runner.outputs["location"], "index.json").is_file()
+
+    def test_keeps_phases_in_groups(self, runner: Runner, registry: str) -> None:
+        lines = runner.run(repository=f"{registry}/owner/groups", push="true").stdout.splitlines()
+        marks = [line for line in lines if line.startswith(("::group::", "::endgroup::"))]
+        assert len(marks) > 6
+        assert [mark.startswith("::group::") for mark in marks] == [True, False] * (len(marks) // 2)
+
+    def test_never_shows_a_secret(self, runner: Runner) -> None:
+        with token_registry(public=False) as gate:
+            for secret, code in ((PASSWORD, 0), ("wrong-one", 4)):
+                given = {"repository": f"{gate.host}/owner/image", "username": USER, "password": secret}
+                given |= {"token": "github-token"}
+                done = runner.run(**given, push="true")
+                assert done.returncode == code
+                shown = [line for line in done.stdout.splitlines() if not line.startswith("::add-mask::")]
+                assert f"::add-mask::{secret}" in done.stdout
+                assert "::add-mask::github-token" in done.stdout
+                files = "".join(path.read_text() for path in runner.temp.rglob("*") if path.is_file())
+                assert not [word for word in (secret, "github-token") if word in "".join(shown) + files]
+
+    def test_fails_with_one_error_that_says_what_to_do(self, runner: Runner) -> None:
+        for inputs, code, text in (
+            ({"repository": "localhost:1/o/i"}, 4, "nothing listens at localhost:1: start the registry"),
+            ({}, 2, "name in the input repository where images are published"),
+            ({"repository": "ghcr.io/o/i:tag"}, 2, "leave out the tag"),
+            ({"repository": "localhost:1/o/i", "max_layers": "many"}, 2, "Invalid value for input max-layers"),
+            ({"ref": ""}, 2, "Missing input ref"),
+            ({"output": "image", "push": "true"}, 2, "leave one out"),
+            ({"output": "image", "engine": "other"}, 2, "Invalid value for input engine"),
+            ({"output": "image", "push": "maybe"}, 2, "Invalid value for input push"),
+            ({"output": "image", "tags": "a b"}, 2, "'a b' is no valid tag"),
+            ({"output": "image", "labels": "nothing"}, 2, "neither KEY=VALUE nor KEY-"),
+        ):
+            done = runner.run(**inputs)
+            errors = [line for line in done.stdout.splitlines() if line.startswith("::error")]
+            assert (done.returncode, len(errors), done.stderr) == (code, 1, "")
+            assert text in errors[0]
+
+    def test_an_update_may_be_too_large(self, runner: Runner, registry: str) -> None:
+        repository = f"{registry}/owner/large"
+        assert runner.run(repository=repository, push="true", max_update_size="0.1").returncode == 0
+        (runner.tree / "large").write_bytes(os.urandom(300_000))
+        done = runner.run(repository=repository, push="true", max_update_size="0.1")
+        assert done.returncode == 5
+        assert re.search(r"costs users 30\d.\d\s*kB, and 100.0\s*kB are allowed", done.stdout)
+        assert "raise input max-update-size" in done.stdout
+        assert runner.run(repository=repository, push="true", max_update_size="0.4").returncode == 0
+
+    def test_hostile_names_are_text(self, runner: Runner, registry: str) -> None:
+        (runner.tree / "::error::x").write_text("x")
+        os.mkfifo(runner.tree / "line\n::warning::x")
+        done = runner.run(repository=f"{registry}/owner/hostile", push="true", version="1<date>")
+        assert done.returncode == 0
+        assert not [line for line in done.stdout.splitlines() if line.startswith(("::error", "::warning"))]
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_leaves_nothing_when_it_is_cancelled(self, runner: Runner, registry: str, number: int) -> None:
+        (runner.tree / "huge").write_bytes(os.urandom(1 << 20) * 400)
+        before = set(runner.temp.iterdir())
+        with runner.start(repository=f"{registry}/owner/cancelled", push="true") as process:
+            assert process.stdout is not None
+            assert any(line.startswith("::group::write") for line in process.stdout)
+            started = time.monotonic()
+            process.send_signal(number)
+            process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert time.monotonic() - started < 7
+        assert set(runner.temp.iterdir()) == before
+
+
+def test_a_deadline_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(Overdue, match="raise the input timeout"), deadline(0.001):
+        time.sleep(5)
+    time.sleep(0.1)
+
+
+class TestInputs:
+    @pytest.fixture
+    def notices(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def translated(self, notices: list[str]) -> Callable[..., dict[str, Any]]:
+        """Inputs as click hands them over."""
+
+        def of(**inputs: Any) -> dict[str, Any]:
+            command = cli.commands["action"]
+            environment = {f"INPUT_{name.upper()}": value for name, value in inputs.items()}
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                context = command.make_context("action", [], auto_envvar_prefix="INPUT")
+            context.params.pop("timeout")
+            return translate(context.params, environment, notices.append)
+
+        return of
+
+    def test_are_options_of_a_build(self, translated: Callable[..., dict[str, Any]]) -> None:
+        found = translated(**GIVEN, push="true")
+        assert (str(found["source"]), str(found["output"])) == ("localhost/image", "docker://ghcr.io/owner/image")
+        assert (found["push"], found["fresh"], found["max_layers"]) == (True, False, 120)
+
+    def test_that_are_empty_are_not_given(self, translated: Callable[..., dict[str, Any]], notices: list[str]) -> None:
+        names = [name for name in _inputs() if name.replace("-", "_") not in {*GIVEN, *options.SECRETS}]
+        assert translated(**GIVEN, **dict.fromkeys((name.replace("-", "_") for name in names), "")) == translated(
+            **GIVEN
+        )
+        assert notices == []
+
+    def test_of_hhd_rechunk_work(self, translated: Callable[..., dict[str, Any]], notices: list[str]) -> None:
+        found = translated(
+            **GIVEN,
+            prev_ref="ghcr.io/owner/image:42",
+            clear_plan="true",
+            skip_compression="true",
+            description="d",
+            revision="r",
+            labels="org.opencontainers.image.revision=mine",
+            version="42.<date>",
+        )
+        assert (str(found["prev_ref"]), found["fresh"]) == ("docker://ghcr.io/owner/image:42", True)
+        assert found["compression"].level == 1
+        assert found["labels"] == (
+            "org.opencontainers.image.description=d",
+            "org.opencontainers.image.revision=r",
+            "org.opencontainers.image.revision=mine",
+        )
+        assert isinstance(found["version"], Template)
+        assert str(found["version"]) == "42.{date:%y%m%d}"
+        assert notices == []
+
+    @pytest.mark.parametrize("name", WITHOUT_MEANING)
+    def test_without_meaning_are_told(
+        self, translated: Callable[..., dict[str, Any]], notices: list[str], name: str
+    ) -> None:
+        translated(**GIVEN, **{name: "true"})
+        [notice] = notices
+        assert notice.startswith(f"input {name.replace('_', '-')} has no meaning for engine delta: ")
+
+    def test_name_the_source_that_was_found(self) -> None:
+        given = {"ref": "x", "engine": "delta", "version": None, "labels": (), "repository": None, "push": False}
+        given |= dict.fromkeys((*WITHOUT_MEANING, "clear_plan", "skip_compression", "description", "revision"))
+        found = translate({**given, "output": Path("o")}, {"RECHUNK_SOURCE": "oci-archive:/scratch/image.tar"}, print)
+        assert str(found["source"]) == "oci-archive:/scratch/image.tar"
+
+    def test_that_do_not_go_together_are_told(self, translated: Callable[..., dict[str, Any]]) -> None:
+        with pytest.raises(InputError, match="leave one out"):
+            translated(**GIVEN, push="true", output="image")
+        with pytest.raises(InputError, match="input repository"):
+            translated(ref="x")
+
+
+class TestCredentials:
+    def test_of_github_are_for_its_registry_alone(self) -> None:
+        environment = {"INPUT_TOKEN": "t", "INPUT_USERNAME": "u"}
+        found = credentials(environment, parse_reference("ghcr.io/o/i"))
+        assert found is not None
+        assert (found.username, found.password) == ("u", "t")
+        assert credentials(environment, parse_reference("quay.io/o/i")) is None
+        assert credentials(environment, None) is None
+
+    def test_of_the_user_are_for_any(self) -> None:
+        found = credentials({"INPUT_TOKEN": "t", "INPUT_PASSWORD": "p"}, parse_reference("quay.io/o/i"))
+        assert found is not None
+        assert found.password == "p"  # noqa: S105  # a password of this test
+
+
+class TestOneDefinition:
+    """action.yml, the options and the README say the same of every input."""
+
+    def test_inputs_of_the_action_are_the_options(self) -> None:
+        assert set(_inputs()) == set(_options()) | set(options.SECRETS)
+
+    def test_defaults_agree(self) -> None:
+        defaults = {name: _default(option) for name, option in _options().items()}
+        for name, entry in _inputs().items():
+            shown = str(entry.get("default", ""))
+            if name not in options.SECRETS:
+                assert shown in ("", defaults[name]), name
+
+    def test_what_is_required_is_required(self) -> None:
+        required = {name for name, entry in _inputs().items() if entry.get("required")}
+        assert required == {name for name, option in _options().items() if option.required} == {"ref"}
+
+    def test_every_input_is_handed_over_and_described_in_a_sentence(self) -> None:
+        steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+        handed = {key: value for step in steps for key, value in (step.get("env") or {}).items()}
+        for name, entry in _inputs().items():
+            assert handed[f"INPUT_{name.replace('-', '_').upper()}"] == f"${{{{ inputs.{name} }}}}"
+            assert re.fullmatch(r"[A-Z].*[.]", entry["description"].strip(), re.DOTALL), name
+
+    def test_the_readme_lists_inputs_and_outputs(self) -> None:
+        document = yaml.safe_load((ROOT / "action.yml").read_text())
+        listed = re.findall(r"^\| `([\w-]+)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+        assert set(document["inputs"]) | set(document["outputs"]) <= set(listed)
+
+
+def _inputs() -> dict[str, dict[str, Any]]:
+    inputs: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "action.yml").read_text())["inputs"]
+    return inputs
+
+
+def _options() -> dict[str, click.Option]:
+    """The action's options by the names of its inputs."""
+    found = {}
+    for option in cli.commands["action"].params:
+        assert isinstance(option, click.Option)
+        flag = max(option.opts, key=len).removeprefix("--")
+        found[{"label": "labels", "tag": "tags"}.get(flag, flag)] = option
+    found.pop("threads")
+    return found
+
+
+def _default(option: click.Option) -> str:
+    default = option.default
+    return str(default).lower() if isinstance(default, bool) else "" if default is None else str(default)
+
+
+REPORT: dict[str, Any] = {
+    "ref": f"ghcr.io/o/i:{HOSTILE}",
+    "digest": "sha256:" + "0" * 64,
+    "version": HOSTILE,
+    "prev_ref": HOSTILE,
+    "fresh": False,
+    "reason": HOSTILE,
+    "layers": {"total": 3, "kept": 2, "new": 1},
+    "bytes": {"image": 2_000_000_000, "update": 6_200_000, "kept": 1, "live": 100, "dead": 5},
+    "new": [{"name": HOSTILE, "digest": "sha256:", "bytes": 6_200_000}],
+    "components": {HOSTILE: 6_000_000, "b": 200_000},
+    "dropped": [{"layer": 1, "reason": HOSTILE, "live": 1, "dead": 2}],
+    "seconds": {"scan": 1.25},
+}
+
+
+class TestSummary:
+    def test_says_what_users_download(self) -> None:
+        text = summary(REPORT, pushed=True).replace("\N{NO-BREAK SPACE}", " ")
+        assert "**Users download 6.2 MB** instead of 2.0 GB." in text
+        assert "| Layers | 3: 2 kept, 1 new, 1 dropped |" in text
+        assert "| scan | 1.2 s |" in text
+        assert "Nothing was published" not in text
+
+    def test_says_why_an_image_is_fresh(self) -> None:
+        text = summary(REPORT | {"fresh": True, "reason": "first build", "prev_ref": None}, pushed=False)
+        assert "a fresh image (first build)" in text
+        assert "Update of" not in text
+        assert "Nothing was published" in text
+
+    @pytest.mark.parametrize("text", [summary(REPORT, pushed=True), changelog(REPORT)])
+    def test_shows_hostile_names_as_text(self, text: str) -> None:
+        assert not re.search(r"<script|\[a\]|\*\*b|@owner|`x`|^::|\x1b|\r", text, re.MULTILINE)
+        assert {line.count("|") for line in text.splitlines() if "script" in line and line.startswith("|")} <= {3, 4}
+
+    def test_stays_within_what_github_shows(self) -> None:
+        names = {f"{number} {'é' * 500}": 1 for number in range(5000)}
+        layers = [{"name": name, "digest": "", "bytes": 1} for name in names]
+        text = summary(REPORT | {"components": names, "new": layers}, pushed=True)
+        assert len(text.encode()) < MAX_SUMMARY
+        assert "4,985 more" in text
+
+    @given(st.text())
+    def test_escaped_text_is_one_line_of_no_markup(self, text: str) -> None:
+        shown = escape(text)
+        assert not set(shown.replace("&#", "").replace("&amp;", "")) & set("|`*<>[]\n\r#@")
+
+
+class TestTheLog:
+    @pytest.mark.parametrize("text", ["::error::x", "  ::set-output name=a::b", "\t::x", "a ##[error]b", "##[group]"])
+    def test_has_no_commands_but_ours(self, text: str) -> None:
+        shown = plain(text)
+        assert not re.match(r"\s*::", shown)
+        assert "##[" not in shown
+
+    def test_keeps_other_text(self) -> None:
+        assert plain("a::b # c :x") == "a::b # c :x"
+
+    def test_options_are_inputs_in_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
+        action.error("Invalid value for '--max-layers': use --version, --label a=b or --tls-verify=false -- or not")
+        said = capsys.readouterr().out
+        assert "value for input max-layers: use input version, input labels a=b or input tls-verify=false -- or" in said
