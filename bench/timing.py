@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count, takewhile
@@ -30,6 +30,8 @@ from itertools import count, takewhile
 from bench.baseline import pack, read_all
 
 THREADS = len(os.sched_getaffinity(0))
+
+PROGRAM = f"{os.path.dirname(sys.executable)}/rechunk-action"
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs for each figure (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
-    trees = list(takewhile(os.path.isdir, (f"{options.series}/v{number}" for number in count())))
-    if len(trees) < 2:  # noqa: PLR2004  # a version and its update
-        parser.error(f"{options.series} holds no series: build one with python -m bench.series")
+    trees = trees_of(options.series, parser)
     try:
         timings = measure(trees, options.pairs)
     except subprocess.CalledProcessError as error:
@@ -69,6 +69,13 @@ def main() -> None:
         )
     updates = [timing.ratio for timing in timings[1:]]
     print(f"\nMedian ratio of the updates: {statistics.median(updates):.2f}")
+
+
+def trees_of(series: str, parser: argparse.ArgumentParser) -> list[str]:
+    trees = list(takewhile(os.path.isdir, (f"{series}/v{number}" for number in count())))
+    if len(trees) < 2:  # noqa: PLR2004  # a version and its update
+        parser.error(f"{series} holds no series: build one with python -m bench.series")
+    return trees
 
 
 def measure(trees: list[str], pairs: int) -> list[Timing]:
@@ -88,33 +95,47 @@ class Build:
     def __init__(self, out: str, tree: str, name: str, *options: str) -> None:
         self._name = name
         self._image = f"{out}/{name}"
-        program = f"{os.path.dirname(sys.executable)}/rechunk-action"
-        self._command = [program, "build", f"dir:{tree}", f"oci:{self._image}", *options, "--quiet", "--json"]
+        self._command = [PROGRAM, "build", f"dir:{tree}", f"oci:{self._image}", *options, "--quiet", "--json"]
 
     def beside(self, plain: Callable[[], object], pairs: int) -> Timing:
         """Time pairs of the plain work and this build, after one of each that does not count."""
         plain()
         self.run()
-        runs = [(_timed(plain), *self.run()) for _ in range(pairs)]
+        runs = [(_timed(plain), self.run()) for _ in range(pairs)]
         return Timing(
             self._name,
-            seconds=statistics.median(seconds for _, seconds, _ in runs),
-            plain=statistics.median(seconds for seconds, _, _ in runs),
-            ratio=statistics.median(build / plain for plain, build, _ in runs),
-            memory=max(memory for _, _, memory in runs),
+            seconds=statistics.median(build.seconds for _, build in runs),
+            plain=statistics.median(seconds for seconds, _ in runs),
+            ratio=statistics.median(build.seconds / plain for plain, build in runs),
+            memory=max(build.memory for _, build in runs),
         )
 
-    def run(self) -> tuple[float, int]:
-        """Build anew; returns seconds and peak memory in bytes."""
+    def run(self) -> Run:
+        """Build anew."""
         shutil.rmtree(self._image, ignore_errors=True)
-        started = time.perf_counter()
-        with subprocess.Popen(self._command, stdout=subprocess.DEVNULL) as process:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - started
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, self._command)
-        return seconds, usage.ru_maxrss * 1024
+        return run(self._command)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that has ended well: the seconds it took, its peak memory in bytes, and its standard output."""
+
+    seconds: float
+    memory: int
+    output: bytes
+
+
+def run(command: list[str], environment: Mapping[str, str] | None = None) -> Run:
+    """Run a command. Its exit status, when not zero, raises `CalledProcessError`."""
+    started = time.perf_counter()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        output = process.stdout.read() if process.stdout else b""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return Run(seconds, usage.ru_maxrss * 1024, output)
 
 
 def _timed(work: Callable[[], object]) -> float:
