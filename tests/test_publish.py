@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -476,11 +477,18 @@ class TestAccess:
 
 
 def run(tree: Path, target: str, environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
+    """The command in a process of its own, to its end."""
+    with start(tree, target, environment, *options) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(tree: Path, target: str, environment: dict[str, str], *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rechunk_action", "build", f"dir:{tree}", f"docker://{target}", *options]
     known = {"PATH": "/usr/bin:/bin", "HOME": str(tree.parent), "TMPDIR": str(tree.parent)}
-    return subprocess.run(
-        [*command, "--tls-verify=false"], env=known | environment, text=True, capture_output=True, check=False
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*command, "--tls-verify=false"], env=known | environment, text=True, stdout=pipe, stderr=pipe
     )
 
 
@@ -511,6 +519,23 @@ class TestFaults:
     def test_that_stay(self, tree: Path, target: str, line: Line, fault: Fault) -> None:
         """To the registry, a run that is killed is one that says nothing any more."""
         self.break_each_request(tree, target, line, fault, once=False)
+
+    @pytest.mark.parametrize(
+        "step",
+        ["blobs/uploads/.*digest=", "manifests/sha256-", "manifests/sha256:", "manifests/42-", "manifests/latest"],
+    )
+    def test_a_kill_leaves_tags_that_work(self, tree: Path, target: str, line: Line, step: str) -> None:
+        publish(tree, target, tags=("latest",))
+        change(tree)
+        line.fault("delay", method="PUT", path=step, seconds=30)
+        with start(tree, target, {}, "--tag", "latest") as process:
+            while not line.asked("PUT", step):
+                time.sleep(0.01)
+            process.kill()
+        line.forget()
+        assert all(is_whole(target, tag) for tag in versions_of(target))
+        report = publish(tree, target, tags=("latest",))
+        assert (report["fresh"], image_at(target, "latest").digest) == (False, report["digest"])
 
     def break_each_request(self, tree: Path, target: str, line: Line, fault: Fault, *, once: bool) -> None:
         for part in range(1, 6):

@@ -122,7 +122,8 @@ def build(as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     if report["fresh"]:
         click.echo(f"fresh layout ({report['reason']}): {layers['total']} layers, {format_size(size['image'])}")
     else:
-        click.echo(f"update: {format_size(size['update'])} in {layers['new']} new layers; {layers['kept']} layers kept")
+        new = f"{layers['new']} new layer{'' if layers['new'] == 1 else 's'}"
+        click.echo(f"update: {format_size(size['update'])} in {new}; {layers['kept']} layers kept")
         overhead = 100 * size["dead"] / max(1, size["live"])
         click.echo(f"image:  {format_size(size['image'])} in {layers['total']} layers; {overhead:.1f}% superseded")
 

@@ -35,6 +35,7 @@ def find_previous(repository: Repository, scheme: Scheme, moving: Collection[str
     while (newest := scheme.newest(candidates)) is not None:
         found = repository.resolve(newest)
         if found is not None:
-            return Decision(newest, found.digest, f"the newest of {versions:,} versions like {scheme}")
+            which = "the only version" if versions == 1 else f"the newest of {versions:,} versions"
+            return Decision(newest, found.digest, f"{which} like {scheme}")
         candidates.remove(newest)  # deleted since the tags were listed
     return Decision(None, None, f"none of the {len(tags):,} tags of {repository} is a version like {scheme}")
