@@ -21,19 +21,23 @@ demo: $(VENV)/run.stamp ## rechunk a real Debian root tree and its next update, 
 	$(SUDO) $(BIN)/python -m bench.demo .demo
 
 test: $(VENV)/dev.stamp ## run all tests, those with real clients included (root, a running Docker daemon)
-	scripts/system-packages mmdebstrap debian-archive-keyring docker.io podman rpm zstd
+	scripts/system-packages mmdebstrap debian-archive-keyring rpm zstd \
+	    docker.io podman buildah skopeo uidmap docker-registry apache2-utils
 	$(SUDO) $(BIN)/pytest
 
-lint: $(VENV)/dev.stamp ## check style, types and shell scripts
+lint: $(VENV)/dev.stamp $(BIN)/actionlint ## check style, types, shell scripts, workflows and the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy scripts/*.py
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lint-workflows
 
-bench: $(VENV)/run.stamp ## measure a real series of weekly updates, and the time against plain tools (root)
-	scripts/system-packages mmdebstrap zstd
+bench: $(VENV)/run.stamp ## measure a real series of weekly updates: bytes, time against plain tools, publishing (root)
+	scripts/system-packages mmdebstrap zstd podman skopeo docker-registry
 	$(SUDO) $(BIN)/python -m bench.demo .bench --weeks 99 --at-least 0
 	$(SUDO) $(BIN)/python -m bench.timing .bench/series --pairs 3
+	$(SUDO) $(BIN)/python -m bench.publish .bench/series
 
 clean: ## remove all that make made
 	$(SUDO) rm -rf $(VENV) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -43,7 +47,7 @@ clean: ## remove all that make made
 lock: $(VENV)/python.stamp
 	python3.11 -m venv $(VENV)/lock
 	$(VENV)/lock/bin/pip install --quiet pip-tools
-	@constraints=(); for name in run build test lint; do \
+	@constraints=(); for name in run build test lint actionlint; do \
 	    python3.11 -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*(p["dependency-groups"] \
 	        | {"run": p["project"]["dependencies"]})[sys.argv[1]], sep="\n")' $$name > requirements/$$name.in; \
 	    CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe \
@@ -60,6 +64,14 @@ $(VENV)/run.stamp: $(VENV)/python.stamp requirements/run.txt requirements/build.
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements/test.txt requirements/lint.txt
 	$(BIN)/pip install --quiet --require-hashes -r requirements/test.txt -r requirements/lint.txt
+	touch $@
+
+# actionlint is a Go program, and no package that pip could verify. What it is built of is pinned with hashes as well:
+# its modules in go.sum, and in requirements/actionlint.txt the compiler, which goes again. Nothing else needs Go.
+$(BIN)/actionlint: $(VENV)/python.stamp requirements/actionlint.txt $(wildcard requirements/actionlint/go.*)
+	$(BIN)/pip install --quiet --require-hashes --upgrade --target $(VENV)/go -r requirements/actionlint.txt
+	GOBIN="$(CURDIR)/$(BIN)" $(VENV)/go/go/bin/go -C requirements/actionlint install tool
+	rm -rf $(VENV)/go
 	touch $@
 
 # A name in PATH proves nothing (version managers leave shims, Debian splits off venv): the interpreter has to answer.
