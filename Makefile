@@ -22,7 +22,7 @@ demo: $(VENV)/run.stamp ## rechunk a real Debian root tree and its next update, 
 
 test: $(VENV)/dev.stamp ## run all tests, those with real clients included (root, a running Docker daemon)
 	scripts/system-packages mmdebstrap debian-archive-keyring rpm zstd \
-	    docker.io podman buildah skopeo uidmap docker-registry apache2-utils
+	    docker.io podman buildah skopeo uidmap sudo docker-registry apache2-utils
 	$(SUDO) $(BIN)/pytest
 
 lint: $(VENV)/dev.stamp $(BIN)/actionlint ## check style, types, shell scripts, workflows and the Dockerfile

@@ -103,7 +103,8 @@ class Places:
             yield DirectorySource(name.place, drop_bad_xattrs=drop)
         elif name.transport in IN_STORES:
             found = find_image(name, self._environment)
-            progress.decision(f"{name} is {found.image_id[:12]} in {found.store}")
+            if name.place != found.image_id:
+                progress.decision(f"{name} is {found.image_id[:12]} in {found.store}")
             with ExitStack() as stack:
                 with progress.phase("source", f"open {name}"):
                     source = stack.enter_context(found.source(scratch, threads=threads, drop_bad_xattrs=drop))

@@ -99,13 +99,30 @@ class PodmanStorage:
 
     @contextmanager
     def _mounted(self, image_id: str) -> Iterator[str]:
-        with Program(self._account, "podman", "image", "mount", image_id) as mounting:
+        with (
+            self._mountable(image_id) as (kind, name),
+            Program(self._account, "podman", kind, "mount", name) as mounting,
+        ):
             try:
                 yield os.fsdecode(mounting.output()).strip()
             finally:
                 # When we are cancelled while podman is at it, only its exit status tells whether it has counted us.
                 if mounting.end() == 0:
-                    run(self._account, "podman", "image", "unmount", image_id)
+                    run(self._account, "podman", kind, "unmount", name)
+
+    @contextmanager
+    def _mountable(self, image_id: str) -> Iterator[tuple[str, str]]:
+        """What podman mounts: the image, or a container of one in an additional store, which podman only reads."""
+        images = json.loads(run(self._account, "podman", "images", "--all", "--format", "json"))
+        if not any(image["Id"] == image_id and image.get("ReadOnly") for image in images):
+            yield "image", image_id
+            return
+        create = ("podman", "create", "--image-volume=ignore", "--network=none", image_id, "true")
+        container = run(self._account, *create).decode().strip()
+        try:
+            yield "container", container
+        finally:
+            run(self._account, "podman", "rm", container)
 
     def _copied(self, image_id: str, scratch: Path) -> Image:
         """An image with its layers where we can read them."""

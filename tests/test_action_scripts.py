@@ -1,0 +1,636 @@
+"""The action's scripts as a runner calls them, by a user of its own, with real stores and containers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import containers, stores
+from tests.oracles import program, run
+from tests.stores import User
+
+pytestmark = pytest.mark.oracle
+
+PREFIX = f"localhost/rechunk-{os.getpid()}"  # docker is shared with other tests
+ROOTS = f"{PREFIX}/roots:1"
+USERS = f"{PREFIX}/users:1"
+DOCKERS = f"{PREFIX}/dockers:1"
+EVERYWHERE = f"{PREFIX}/everywhere:1"
+DIFFERENT = f"{PREFIX}/different:1"
+
+NUMBER = itertools.count()
+
+SOON = 7.0
+"""Seconds: half a second less than the runner leaves between its two signals."""
+
+IN_PLACE = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SYS_ADMIN")
+NUMBERS = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "SYS_ADMIN": 21, "MKNOD": 27, "SETFCAP": 31}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine with a user whom runners work as. Its root's podman storage is private to these tests."""
+
+    place: Path
+    user: User
+    storage: dict[str, str]
+    action: Path
+
+    def start(self, command: str, environment: Mapping[str, str], **options: Any) -> subprocess.Popen[str]:
+        """Start a script of the action as the runner does."""
+        return subprocess.Popen(
+            ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", f'exec "$GITHUB_ACTION_PATH/{command}"'],
+            env=environment,
+            cwd=environment["GITHUB_WORKSPACE"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            user=self.user.account.pw_uid,
+            group=self.user.account.pw_gid,
+            extra_groups=[Path("/var/run/docker.sock").stat().st_gid],
+            **options,
+        )
+
+
+class Runner:
+    """One runner of a machine, with directories whose names take some care."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine = machine
+        home = machine.place / name
+        self.temp, self.workspace, self.path = home / "_temp", home / "work, and space", home / "bin"
+        self.output = self.temp / "_runner_file_commands" / "set_output_1"
+        for directory in (self.output.parent, self.workspace, self.path):
+            directory.mkdir(parents=True)
+        self.output.touch()
+        self.output.with_name("step_summary_1").touch()
+        for path in (home, *home.rglob("*")):
+            os.chown(path, machine.user.account.pw_uid, machine.user.account.pw_gid)
+
+    @property
+    def scratch(self) -> Path:
+        return self.temp / "rechunk"
+
+    def environment(self, ref: str, **more: str) -> dict[str, str]:
+        return {
+            **self.machine.user.login,
+            "PATH": os.pathsep.join(map(str, (self.path, self.machine.place / "bin", os.environ["PATH"]))),
+            "GITHUB_ACTION_PATH": str(self.machine.action),
+            "GITHUB_ACTIONS": "true",
+            "GITHUB_OUTPUT": str(self.output),
+            "GITHUB_REPOSITORY": "owner/image",
+            "GITHUB_SERVER_URL": "https://github.com",
+            "GITHUB_SHA": "0" * 40,
+            "GITHUB_STEP_SUMMARY": str(self.output.with_name("step_summary_1")),
+            "GITHUB_WORKSPACE": str(self.workspace),
+            "RUNNER_TEMP": str(self.temp),
+            "INPUT_REF": ref,
+            **more,
+        }
+
+    def start(self, ref: str, **more: str) -> subprocess.Popen[str]:
+        return self.machine.start("scripts/run-action", self.environment(ref, **more))
+
+    def run(self, ref: str, **more: str) -> tuple[int, str]:
+        return finished(self.start(ref, **more))
+
+    def clean(self, **more: str) -> str:
+        status, text = finished(self.machine.start("scripts/clean-action", self.environment("", **more)))
+        assert status == 0
+        return text
+
+    def stand_in(self, script: str) -> dict[str, str]:
+        """What has a shell script run in the container."""
+        return {"RECHUNK_ACTION_IMAGE": containers.stand_in(), "INPUT_META": script}
+
+    def replace(self, program: str, script: str) -> None:
+        """Put another program before the one of that name. `$REAL` is the one it replaces."""
+        real = shutil.which(program) or "/nowhere"
+        (self.path / program).write_text(f"#!/bin/bash\nREAL={real}\n{script}\n")
+        (self.path / program).chmod(0o755)
+
+    def containers(self) -> list[str]:
+        return run("docker", "ps", "-aq", "--filter", f"label=rechunk-action.runner={self.temp}").split()
+
+    def outputs(self) -> dict[str, str]:
+        lines = self.output.read_text().splitlines()
+        return {lines[i].partition("<<")[0]: lines[i + 1] for i in range(0, len(lines), 3)}
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    program("sudo", "sudo")
+    with ExitStack() as stack:
+        place = stack.enter_context(stores.work())
+        stores.write_image(place / "one", author="one")
+        stores.write_image(place / "two", author="two")
+        storage = stores.root_storage(place / "root")
+        (place / "user").mkdir()
+        user = stack.enter_context(stores.user(place / "user", "overlay"))
+        for layout, name, owners in (
+            ("one", ROOTS, [storage]),
+            ("one", USERS, [user]),
+            ("one", EVERYWHERE, [storage, user]),
+            ("one", DIFFERENT, [storage]),
+            ("two", DIFFERENT, [user]),
+        ):
+            for owner in owners:
+                stores.store(place / layout, name, owner)  # type: ignore[arg-type]
+        for layout, name in (("one", DOCKERS), ("one", EVERYWHERE), ("two", DIFFERENT)):
+            stack.enter_context(stores.in_docker(place / layout, name))
+        stores.podman(storage, "info")  # sets up what podman keeps beside images
+        stack.enter_context(may_sudo(user, place / "bin", storage))
+        yield Machine(place, user, storage, action_in(place / "an action"))
+
+
+@contextmanager
+def may_sudo(user: User, bin_directory: Path, storage: Mapping[str, str]) -> Iterator[None]:
+    """A user may do all that root may, without a password. Root has its images where we keep them."""
+    rule = Path(f"/etc/sudoers.d/{user.account.pw_name}")
+    rule.write_text(f"{user.account.pw_name} ALL=(ALL) NOPASSWD: ALL\n")
+    rule.chmod(0o440)
+    config = storage["CONTAINERS_STORAGE_CONF"]
+    bin_directory.mkdir()
+    (bin_directory / "sudo").write_text(
+        f'#!/bin/sh\nshift\nexec /usr/bin/sudo -n env CONTAINERS_STORAGE_CONF={config} "$@"\n'
+    )
+    (bin_directory / "sudo").chmod(0o755)
+    try:
+        yield
+    finally:
+        rule.unlink()
+
+
+def action_in(directory: Path) -> Path:
+    """The action as a runner downloads it: files, without a repository."""
+    for name in ("scripts", "src", "requirements"):
+        shutil.copytree(containers.ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".dockerignore", "Dockerfile", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(containers.ROOT / name, directory)
+    return directory
+
+
+@pytest.fixture
+def runner(machine: Machine) -> Iterator[Runner]:
+    made = Runner(machine, f"runner {next(NUMBER)}")
+    yield made
+    made.clean()
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    text, _ = process.communicate(timeout=120)
+    return process.returncode, text
+
+
+def cancel(process: subprocess.Popen[str]) -> tuple[int, float]:
+    """As the runner cancels a step: its exit status, and the seconds that it took."""
+    began = time.monotonic()
+    for number, patience in ((signal.SIGINT, 7.5), (signal.SIGTERM, 2.5), (signal.SIGKILL, 60)):
+        process.send_signal(number)
+        try:
+            process.communicate(timeout=patience)
+            break
+        except subprocess.TimeoutExpired:
+            pass
+    return process.returncode, time.monotonic() - began
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    """Wait until something is so, while a process runs."""
+    until = time.monotonic() + 30
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.05)
+
+
+def running(*command: str) -> list[str]:
+    """Processes that were started by a command."""
+    wanted = b"".join(word.encode() + b"\0" for word in command)
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if entry.read_bytes() == wanted:
+                found.append(entry.parent.name)
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+@contextmanager
+def untouched(machine: Machine) -> Iterator[None]:
+    """Root's storage is as it was, times included, and so are all mounts."""
+    before = state(machine)
+    yield
+    assert sorted(state(machine) ^ before) == []
+
+
+def state(machine: Machine) -> set[str]:
+    """All that a writer would change: metadata and times of every file in storage, and what is mounted."""
+    found = set(Path("/proc/self/mountinfo").read_text().splitlines())
+    for path in (machine.place / "root").rglob("*"):
+        if path.suffix == ".lock":  # the machine's own podman, which is asked for the image's ID, writes here
+            continue
+        status = path.lstat()
+        found.add(
+            f"{path}: {status.st_mode} {status.st_uid} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        )
+    return found
+
+
+# --- Where the image comes from ---
+
+
+def test_root_s_image_is_read_in_place(runner: Runner) -> None:
+    """What the container has read is what podman mounts on the machine, whose storage and mounts stay as they were."""
+    with untouched(runner.machine):
+        status, text = runner.run(
+            ROOTS, RECHUNK_ACTION_IMAGE=containers.action_image(), INPUT_OUTPUT="an output", INPUT_FRESH="true"
+        )
+    assert status == 0, text
+    assert runner.outputs()["location"] == str(runner.workspace / "an output")
+    verify = ("verify", f"oci:{runner.workspace}/an output", f"containers-storage:{ROOTS}", "--json")
+    verified = subprocess.run(
+        [sys.executable, "-m", "rechunk_action", *verify],
+        env=os.environ | runner.machine.storage,
+        check=False,
+        text=True,
+        capture_output=True,
+    )
+    assert verified.returncode == 0, verified.stderr
+    assert json.loads(verified.stdout)["equal"]
+    runner.clean(INPUT_OUTPUT="an output")
+    owners = {path.stat().st_uid for path in runner.workspace.rglob("*")}
+    assert owners == {runner.machine.user.account.pw_uid}
+    assert not runner.scratch.exists()
+
+
+@pytest.mark.parametrize("ref", [USERS, f"docker-daemon:{DOCKERS}"])
+def test_other_images_are_copied(runner: Runner, ref: str) -> None:
+    status, text = runner.run(
+        ref, RECHUNK_ACTION_IMAGE=containers.action_image(), INPUT_OUTPUT="an output", INPUT_FRESH="true"
+    )
+    assert status == 0, text
+    verify = ("verify", f"oci:{runner.workspace}/an output", f"oci:{runner.machine.place}/one")
+    run(sys.executable, "-m", "rechunk_action", *verify)
+    assert {path.stat().st_uid for path in runner.workspace.rglob("*")} == {runner.machine.user.account.pw_uid}
+
+
+@pytest.mark.parametrize(
+    ("ref", "source"),
+    [
+        (ROOTS, "containers-storage:"),
+        (f"containers-storage:{ROOTS}", "containers-storage:"),
+        (USERS, "docker-archive:{temp}/rechunk/image.tar"),
+        (DOCKERS, "docker-archive:{temp}/rechunk/image.tar"),
+        (EVERYWHERE, "containers-storage:"),
+        (f"docker-daemon:{EVERYWHERE}", "docker-archive:{temp}/rechunk/image.tar"),
+        ("oci:{place}/one", "oci:{place}/one"),
+        ("oci:{place}/one:a-tag", "oci:{place}/one:a-tag"),
+        ("dir:{place}/one", "dir:{place}/one"),
+        ("docker://ghcr.io/owner/image:1", "docker://ghcr.io/owner/image:1"),
+    ],
+)
+def test_source(runner: Runner, ref: str, source: str) -> None:
+    names = {"place": runner.machine.place, "temp": runner.temp}
+    check = 'echo "source=$RECHUNK_SOURCE"; case $RECHUNK_SOURCE in *-archive:*) test -s "${RECHUNK_SOURCE#*:}";; esac'
+    status, text = runner.run(ref.format(**names), **runner.stand_in(check))
+    assert status == 0, text
+    assert f"source={source.format(**names)}" in text
+
+
+def test_paths_may_be_relative_and_have_spaces(runner: Runner) -> None:
+    shutil.copytree(runner.machine.place / "one", runner.workspace / "a, layout")
+    status, text = runner.run("oci:a, layout", **runner.stand_in('cat "${RECHUNK_SOURCE#oci:}/oci-layout"'))
+    assert status == 0, text
+    assert "imageLayoutVersion" in text
+
+
+def test_previous_image_may_be_on_disk(runner: Runner) -> None:
+    shutil.copytree(runner.machine.place / "one", runner.workspace / "old")
+    show = 'echo "$INPUT_PREV_REF" && ls "$GITHUB_WORKSPACE/old"'
+    status, text = runner.run("oci:old", INPUT_PREV_REF="oci:old:1", INPUT_OUTPUT="new", **runner.stand_in(show))
+    assert status == 0, text
+    assert f"oci:{runner.workspace}/old:1\n" in text
+    assert "oci-layout" in text
+
+
+def test_storage_of_another_driver_is_copied(runner: Runner) -> None:
+    runner.replace(
+        "sudo",
+        '[[ $* == *" info "* ]] && printf "%s\\n" vfs /nowhere "map[]" || exec SUDO "$@"'.replace(
+            "SUDO", f"{runner.machine.place}/bin/sudo"
+        ),
+    )
+    status, text = runner.run(ROOTS, **runner.stand_in("id -u; echo $RECHUNK_SOURCE"))
+    assert status == 0, text
+    assert f"docker-archive:{runner.scratch}/image.tar" in text
+
+
+def test_different_images_of_one_name_are_not_chosen_between(runner: Runner) -> None:
+    status, text = runner.run(DIFFERENT)
+    assert status == 2
+    assert "is not the same image everywhere: set input ref to containers-storage:" in text
+    assert "for that of root's podman storage or containers-storage:" in text
+    assert "docker-daemon:" in text
+    chosen = text.split("set input ref to ")[1].split()[0]
+    status, text = runner.run(chosen, **runner.stand_in("echo $RECHUNK_SOURCE"))
+    assert status == 0, text
+
+
+def test_missing_image(runner: Runner) -> None:
+    status, text = runner.run("localhost/dockers:2")
+    assert status == 2
+    user = runner.machine.user.account.pw_name
+    assert (
+        f"there is no image localhost/dockers:2 in root's podman storage or {user}'s podman storage or docker" in text
+    )
+    assert f"did you mean {DOCKERS}?" in text
+    status, text = runner.run("oci:nothing/here")
+    assert status == 2
+    assert "there is no nothing/here, which input ref names" in text
+    status, text = runner.run(ROOTS, RECHUNK_ACTION_IMAGE=containers.stand_in(), INPUT_PREV_REF="oci:nothing/here:1")
+    assert status == 2
+    assert "there is no nothing/here, which input prev-ref names" in text
+    status, text = runner.run("")
+    assert status == 2
+    assert "input ref is missing" in text
+
+
+@pytest.mark.parametrize(
+    "ref", ["x; touch pwned", "$(touch pwned)", "`touch pwned`", "--help", "a\n::set-env::b", "a%0Ab", "é"]
+)
+def test_unusual_names_are_only_names(runner: Runner, ref: str) -> None:
+    status, text = runner.run(ref)
+    assert status == 2, text
+    [line] = text.splitlines()
+    assert line.startswith("::error title=rechunk::there is no image ")
+    assert not list(runner.workspace.iterdir())
+
+
+# --- The container ---
+
+
+def test_container_image_is_small() -> None:
+    size = run("docker", "image", "inspect", "--format", "{{.Size}}", containers.action_image())
+    assert int(size) <= 250_000_000
+
+
+RIGHTS = """
+grep -E '^(CapEff|CapBnd|NoNewPrivs):' /proc/self/status
+echo "user $(id -u)"
+for path in / /usr /storage /storage/overlay "$GITHUB_WORKSPACE" "$RUNNER_TEMP"; do
+    (: >"$path/written") 2>/dev/null && echo "can write to $path"
+done
+[ -e /var/run/docker.sock ] && echo "has docker"
+true
+"""
+
+
+def test_rights_without_root_s_storage(runner: Runner) -> None:
+    status, text = runner.run(DOCKERS, **runner.stand_in(RIGHTS))
+    assert status == 0, text
+    assert "CapEff:\t0000000000000000" in text
+    assert "CapBnd:\t0000000000000000" in text
+    assert "NoNewPrivs:\t1" in text
+    assert f"user {runner.machine.user.account.pw_uid}" in text
+    assert "can write" not in text
+    assert "has docker" not in text
+
+
+def test_rights_with_root_s_storage(runner: Runner) -> None:
+    _, text = runner.run(ROOTS, **runner.stand_in(RIGHTS))
+    capabilities = sum(1 << NUMBERS[name] for name in IN_PLACE)
+    assert f"CapEff:\t{capabilities:016x}" in text
+    assert f"CapBnd:\t{capabilities:016x}" in text
+    assert "NoNewPrivs:\t1" in text
+    assert "user 0" in text
+    assert "can write" not in text
+    assert "has docker" not in text
+
+
+RECORDER = r"""
+case $1 in
+    image) echo sha256:1111 ;;
+    run) printf '%s\0' "$@" >"$RUNNER_TEMP/argv"; env --null >"$RUNNER_TEMP/environment" ;;
+esac
+"""
+
+
+def recorded(runner: Runner, ref: str, **more: str) -> tuple[list[str], dict[str, str]]:
+    """Arguments and environment of `docker run`."""
+    runner.replace("docker", RECORDER)
+    status, text = runner.run(ref, RECHUNK_ACTION_IMAGE="image", **more)
+    assert status == 0, text
+    argv = (runner.temp / "argv").read_text().split("\0")[:-1]
+    environment = (runner.temp / "environment").read_text().split("\0")[:-1]
+    return argv, {name: value for name, _, value in (item.partition("=") for item in environment)}
+
+
+def test_secrets_are_no_arguments(runner: Runner) -> None:
+    secrets = {"INPUT_TOKEN": "tok-en", "INPUT_PASSWORD": "pass\nword", "INPUT_USERNAME": "some-user"}
+    argv, environment = recorded(runner, "docker://ghcr.io/o/i", INPUT_LABELS="a=b\nc=d", **secrets)
+    passed = [name for flag, name in itertools.pairwise(argv) if flag == "--env"]
+    for name, value in secrets.items():
+        assert name in passed
+        assert environment[name] == value
+        assert not any(value in argument for argument in argv)
+    assert all("=" not in name for name in passed if not name.startswith("TMPDIR="))
+    assert "INPUT_LABELS" in passed
+    assert environment["RECHUNK_SOURCE"] == "docker://ghcr.io/o/i"
+    assert argv[-2:] == ["image", "action"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "network"),
+    [
+        ({"INPUT_REPOSITORY": "ghcr.io/owner/image"}, False),
+        ({"INPUT_REPOSITORY": "localhost.example/image"}, False),
+        ({"INPUT_REPOSITORY": "localhost:5000/image"}, True),
+        ({"INPUT_PREV_REF": "docker://127.0.0.1:5000/image:1"}, True),
+        ({"INPUT_REPOSITORY": "[::1]:5000/image"}, True),
+    ],
+)
+def test_the_machine_s_network_is_for_registries_on_it(runner: Runner, inputs: dict[str, str], network: bool) -> None:
+    argv, _ = recorded(runner, "docker://ghcr.io/o/i", **inputs)
+    assert ("--network" in argv) == network
+
+
+def test_container_image_is_pulled_with_patience(runner: Runner) -> None:
+    runner.replace("docker", 'case $1 in image) exit 1 ;; pull) echo "$@" >>"$RUNNER_TEMP/pulls"; exit 1 ;; esac')
+    runner.replace("sleep", "true")
+    status, text = runner.run("docker://ghcr.io/o/i", RECHUNK_ACTION_IMAGE="mirror.example/action@sha256:1")
+    assert status == 3
+    assert "the container image mirror.example/action@sha256:1 cannot be had" in text
+    assert (runner.temp / "pulls").read_text() == "pull --quiet mirror.example/action@sha256:1\n" * 3
+
+
+def test_logins_are_seen_and_not_written(runner: Runner) -> None:
+    login = runner.machine.user.runtime / "containers/auth.json"
+    login.parent.mkdir(exist_ok=True)
+    login.write_text("{}")
+    try:
+        argv, _ = recorded(runner, "docker://ghcr.io/o/i", REGISTRY_AUTH_FILE=str(login))
+    finally:
+        shutil.rmtree(login.parent)
+    assert argv.count(f'type=bind,"source={login}","target={login}",readonly') == 1
+
+
+# --- Cancelled and killed ---
+
+
+def assert_nothing_left(runner: Runner) -> None:
+    assert runner.containers() == []
+    assert not runner.scratch.exists()
+
+
+def test_cancelled_while_the_container_image_is_built(runner: Runner) -> None:
+    sleep = ("sleep", f"{100_000 + os.getpid()}")
+    action = action_in(runner.temp / "action")
+    (action / "Dockerfile").write_text(f"FROM {containers.base()}\nRUN {' '.join(sleep)}\n")
+    path = os.pathsep.join((str(runner.path), str(runner.machine.place / "bin"), containers.builder_path()))
+    process = runner.start(ROOTS, GITHUB_ACTION_PATH=str(action), PATH=path)
+    wait_for(lambda: running(*sleep), process)
+    status, seconds = cancel(process)
+    assert status == 130
+    assert seconds < SOON
+    wait_for(lambda: not running(*sleep))
+    assert_nothing_left(runner)
+
+
+def test_cancelled_while_the_image_is_copied(runner: Runner) -> None:
+    sleep = ("sleep", f"{200_000 + os.getpid()}")
+    runner.replace("docker", f'[[ $1 != save ]] || exec {" ".join(sleep)}\nexec "$REAL" "$@"')
+    process = runner.start(DOCKERS, **runner.stand_in("true"))
+    wait_for(lambda: running(*sleep), process)
+    status, seconds = cancel(process)
+    assert status == 130
+    assert seconds < SOON
+    assert not running(*sleep)
+    assert_nothing_left(runner)
+
+
+def test_cancelled_while_the_container_runs(runner: Runner) -> None:
+    script = """trap 'exit 130' INT; touch "$TMPDIR/started"; while :; do sleep 0.1; done"""
+    process = runner.start(ROOTS, **runner.stand_in(script))
+    wait_for((runner.scratch / "started").exists, process)
+    status, seconds = cancel(process)
+    assert status == 130
+    assert seconds < SOON
+    wait_for(lambda: not runner.containers())
+    runner.clean()
+    assert_nothing_left(runner)
+
+
+def test_cancelled_while_it_works(runner: Runner) -> None:
+    """The real one: no half of an image stays behind, either."""
+    with untouched(runner.machine):
+        process = runner.start(
+            ROOTS, RECHUNK_ACTION_IMAGE=containers.action_image(), INPUT_OUTPUT="out", INPUT_FRESH="true"
+        )
+        wait_for(lambda: list(runner.workspace.iterdir()), process)  # the image is being made, beside its place
+        status, seconds = cancel(process)
+        wait_for(lambda: not runner.containers())
+    assert status == 130
+    assert seconds < SOON
+    assert list(runner.workspace.iterdir()) == []
+
+
+MOUNT = """
+container=$(podman create --image-volume=ignore --network=none ${RECHUNK_SOURCE#*:} true)
+ls $(podman mount $container)/usr/bin/su && touch "$TMPDIR/started" && exec sleep 600
+"""
+
+
+def test_killed_container_leaves_no_mount(runner: Runner) -> None:
+    with shell_in_action_image() as shell, untouched(runner.machine):
+        process = runner.start(ROOTS, RECHUNK_ACTION_IMAGE=shell, INPUT_META=MOUNT)
+        wait_for((runner.scratch / "started").exists, process)
+        run("docker", "kill", *runner.containers())
+        status, _ = finished(process)
+        wait_for(lambda: not runner.containers())
+    assert status == 137
+    runner.clean()
+    assert_nothing_left(runner)
+
+
+@contextmanager
+def shell_in_action_image() -> Iterator[str]:
+    """The action's container image, but it runs the input `meta` as the stand-in does."""
+    name = f"{PREFIX}/shell:1"
+    container = run("docker", "create", containers.action_image()).strip()
+    run("docker", "commit", "--change", 'ENTRYPOINT ["sh", "-c", "eval \\"$INPUT_META\\""]', container, name)
+    run("docker", "rm", container)
+    try:
+        yield name
+    finally:
+        run("docker", "image", "rm", name)
+
+
+def test_killed_script_leaves_what_the_last_step_removes(runner: Runner, machine: Machine) -> None:
+    other = Runner(machine, f"{runner.temp.parent.name} beside it")
+    processes = []
+    for each in (runner, other):
+        processes.append(
+            each.start(ROOTS, **each.stand_in('mkdir "$TMPDIR/kept" && touch "$TMPDIR/kept/file" && sleep 600'))
+        )
+        wait_for((each.scratch / "kept/file").exists, processes[-1])
+        processes[-1].kill()
+        processes[-1].communicate()
+        assert len(each.containers()) == 1
+    began = time.monotonic()
+    assert runner.clean() == "Removing a container that an earlier step has left.\n"
+    assert time.monotonic() - began < SOON
+    assert_nothing_left(runner)
+    assert runner.clean() == ""
+    # The other runner's is none of its business; that one's next run removes it.
+    assert len(other.containers()) == 1
+    status, text = other.run(ROOTS, **other.stand_in('ls "$TMPDIR"'))
+    assert status == 0
+    assert "kept" not in text
+    assert other.containers() == []
+    other.clean()
+
+
+# --- Machines that will not do ---
+
+
+def test_job_in_a_container(runner: Runner) -> None:
+    status, text = runner.run(ROOTS, RUNNER_TEMP="/__w/_temp")
+    assert status == 3
+    assert "remove 'container:' from the job" in text
+
+
+def test_no_docker(runner: Runner) -> None:
+    for name in ("bash", "dirname", "env", "id", "realpath", "uname"):
+        (runner.path / name).symlink_to(shutil.which(name) or "/nowhere")
+    status, text = runner.run(ROOTS, PATH=str(runner.path))
+    assert status == 3
+    assert "docker is not installed" in text
+
+
+def test_docker_that_does_not_answer(runner: Runner) -> None:
+    status, text = runner.run(ROOTS, DOCKER_HOST="unix:///nowhere")
+    assert status == 3
+    assert "docker does not answer" in text
+
+
+def test_not_linux(runner: Runner) -> None:
+    runner.replace("uname", "echo Darwin")
+    status, text = runner.run(ROOTS)
+    assert status == 3
+    assert "needs a Linux runner" in text
