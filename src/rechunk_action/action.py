@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -61,6 +62,8 @@ def run(build: Build, inputs: dict[str, Any], environment: Mapping[str, str], *,
     """
     for name in SECRETS[:1] + SECRETS[2:]:
         mask(environment.get(f"INPUT_{name.upper()}", ""))
+    if environment.get("RECHUNK_HELD"):
+        end_with_input()
     progress = ActionProgress(verbose=environment.get("RUNNER_DEBUG") == "1")
     given = translate(inputs, environment, progress.notice)
     with deadline(timeout):
@@ -118,6 +121,18 @@ def deadline(minutes: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def end_with_input() -> None:
+    """Be cancelled when standard input ends: who has started us is gone then, and cannot say so any more."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(sys.stdin.fileno(), 1):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def publish(built: Built, given: Json, environment: Mapping[str, str]) -> None:
     """Tell the workflow what was done: outputs first, as later steps need them most."""
     report = built.report
@@ -125,14 +140,16 @@ def publish(built: Built, given: Json, environment: Mapping[str, str]) -> None:
     results = Path(environment.get("RUNNER_TEMP", ".")) / RESULTS
     results.mkdir(exist_ok=True)
     manifest, changes = results / "manifest.json", results / "changelog.md"
+    pushed = given["push"] and not location
+    page = summary(report, pushed=pushed)
+    (results / "summary.md").write_text(page)
     manifest.write_text(json.dumps(built.manifest, indent=1))
     changes.write_text(changelog(report))
     for name, value in outputs(report, location=location, manifest=manifest, changes=changes).items():
         set_output(name, value)
-    pushed = given["push"] and not location
     if path := environment.get("GITHUB_STEP_SUMMARY"):
         with open(path, "a", encoding="utf-8") as file:
-            file.write(summary(report, pushed=pushed))
+            file.write(page)
     what = "fresh image" if report["fresh"] else "update"
     size = report["bytes"]["image" if report["fresh"] else "update"]
     say(f"{report['ref']}: {what} of {format_size(size)}{'' if pushed or location else ', not published'}")

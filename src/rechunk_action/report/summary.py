@@ -47,7 +47,11 @@ def escape(text: object) -> str:
     """Text that is nothing but text in a table: no markup, no cell or line that ends early, no mention of a user."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
-    return re.sub(r"([\\`*_{}\[\]()#+!|~@-])", lambda match: f"&#{ord(match[1])};", html.escape(line, quote=False))
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", html.escape(line, quote=False))
+
+
+_MARKUP = re.compile(r"[\\`*_\[\]#|~@]|(?<=:)/(?=/)")
+"""What begins markup, a mention or a link within a line."""
 
 
 def _headline(report: Report, *, pushed: bool) -> str:

@@ -1,0 +1,153 @@
+"""The examples as GitHub runs them: act, the real action in its container, podman's storage and a registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.workflows import BASE, Site
+from tests.containers import action_image, base
+from tests.oracles import program, run
+from tests.registries import repository
+
+pytestmark = pytest.mark.oracle
+
+EXAMPLE = "bazzite-dkub.yml"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Debian root file system as an archive."""
+    docker = program("docker", "docker.io")
+    archive = tmp_path_factory.mktemp("base") / "root.tar"
+    container = run(docker, "create", base(), "true").strip()
+    run(docker, "export", "--output", archive, container)
+    run(docker, "rm", container)
+    return archive
+
+
+@pytest.fixture
+def site(root: Path) -> Iterator[Site]:
+    program("docker-registry", "docker-registry")
+    # podman wants a short path, and one on a disk.
+    with (
+        tempfile.TemporaryDirectory(prefix="site-", dir="/var/tmp") as place,
+        Site(Path(place), root, {"RECHUNK_ACTION_IMAGE": action_image()}) as opened,
+    ):
+        yield opened
+        assert opened.containers == []
+
+
+def tags(site: Site) -> set[str]:
+    host, _, name = site.repository.partition("/")
+    with repository(host, name) as client:
+        return {tag for tag in client.tags() if not tag.startswith("sha256-")}
+
+
+def test_a_build_and_its_update(site: Site) -> None:
+    first = site.run(EXAMPLE)
+    assert site.scratch == []
+    assert (first.status, first.outputs["fresh"], first.outputs["prev-ref"]) == (0, "true", "")
+    assert tags(site) == {"latest", "stable", first.outputs["version"]}
+    assert "a fresh image (first build)" in first.summary
+
+    (site.files / "etc/motd").write_text("two\n")
+    second = site.run(EXAMPLE)
+    assert (second.status, second.outputs["fresh"]) == (0, "false")
+    assert second.outputs["prev-ref"] == f"{site.repository}:{first.outputs['version']}@{first.outputs['digest']}"
+    assert 0 < int(second.outputs["update-size"]) < 2000 < int(second.outputs["image-size"])
+    assert re.search(r"Users download \d+\sbytes", second.summary)
+
+    pulled = site.podman("pull", "--quiet", "--tls-verify=false", f"{site.repository}:latest").strip()
+    labels = json.loads(site.podman("image", "inspect", pulled))[0]["Labels"]
+    assert labels["org.opencontainers.image.version"] == second.outputs["version"]
+    assert labels["rechunk.prev-ref"] == second.outputs["prev-ref"]
+
+
+def test_fresh_on_demand_and_on_the_first_of_a_month(site: Site) -> None:
+    assert site.run(EXAMPLE).status == 0
+    for event, details, fresh in (
+        ("workflow_dispatch", {"inputs": {"fresh-rechunk": "true"}}, "true"),
+        ("schedule", {"schedule": "5 10 1 * *"}, "true"),
+        ("schedule", {"schedule": "5 10 2-31 * *"}, "false"),
+    ):
+        done = site.run(EXAMPLE, event, **details)
+        assert (done.status, done.outputs["fresh"]) == (0, fresh)
+
+
+def test_a_pull_request_reports_and_publishes_nothing(site: Site) -> None:
+    assert site.run(EXAMPLE).status == 0
+    before = tags(site)
+    (site.files / "etc/motd").write_text("proposed\n")
+    request = {"number": 1, "base": {"ref": "main"}, "head": {"ref": "change"}}
+    done = site.run(EXAMPLE, "pull_request", ref="refs/pull/1/merge", pull_request=request)
+    assert (done.status, done.outputs["fresh"]) == (0, "false")
+    assert 0 < int(done.outputs["update-size"]) < 2000
+    assert "Nothing was published" in done.summary
+    assert tags(site) == before
+
+
+@pytest.mark.parametrize("example", ["minimal.yml", "matrix.yml", "migrate-from-hhd-rechunk/after.yml"])
+def test_every_example_publishes(site: Site, example: str) -> None:
+    for flavour in ("", "-gnome", "-nvidia"):
+        site.podman("tag", BASE, f"{BASE}{flavour}:stable")
+    done = site.run(example)
+    assert done.status == 0, done.log[-3000:]
+    assert done.outputs["fresh"] == "true"
+
+
+def test_wrong_inputs_are_one_error(site: Site) -> None:
+    for wrong, text in (
+        (("localhost/bazzite-dkub\n", "localhost/bazzite-dkup\n"), "did you mean|there is no image"),
+        (("tls-verify: ${{ env.TLS_VERIFY }}", "max-layers: 1"), "Invalid value for input max-layers"),
+    ):
+        done = site.run(EXAMPLE, replace=wrong)
+        assert done.status != 0
+        assert len(done.errors) == 1
+        assert re.search(text, done.errors[0])
+        assert done.outputs.get("ref", "") == ""
+
+
+@pytest.mark.parametrize("when", ["Rechunk", "::group::write layers", "::group::publish"])
+def test_cancelled_it_leaves_nothing(site: Site, when: str) -> None:
+    (site.files / "large").write_bytes(os.urandom(1 << 20) * 100)
+    with site.start(EXAMPLE) as process:
+        assert process.stdout is not None
+        assert any(when in line for line in process.stdout)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    while site.containers:
+        time.sleep(0.1)
+        assert time.monotonic() - started < 7
+    # act kills the step, and its cleaning step does not run either: what remains is what those have made.
+    assert {Path(path).name for path in site.scratch} <= {"rechunk", "held", "complaint"}
+    assert {tag for tag in tags(site) if tag in ("latest", "stable")} in (set(), {"latest", "stable"})
+    again = site.run(EXAMPLE)
+    assert again.status == 0
+
+
+def test_a_killed_container_fails_the_step_and_leaves_nothing(site: Site) -> None:
+    (site.files / "large").write_bytes(os.urandom(1 << 20) * 100)
+    docker = program("docker", "docker.io")
+    with site.start(EXAMPLE) as process:
+        assert process.stdout is not None
+        log = ""
+        for line in process.stdout:
+            log += line
+            if "::group::write layers" in line:
+                for container in run(docker, "ps", "--quiet", "--filter=label=rechunk-action.runner").split():
+                    if str(site.place) in run(docker, "inspect", container):
+                        subprocess.run([docker, "kill", container], check=True, capture_output=True)
+    assert process.returncode != 0
+    assert (site.containers, site.scratch) == ([], [])
+    assert site.run(EXAMPLE).status == 0
