@@ -26,6 +26,7 @@ from rechunk_action.errors import InputError, Overdue
 from rechunk_action.registry.reference import parse_reference
 from rechunk_action.registry.versions import Template
 from rechunk_action.report.summary import MAX_SUMMARY, changelog, escape, summary
+from tests.faulty_proxy import ALWAYS, FaultyProxy
 from tests.registries import PASSWORD, USER, plain_registry, token_registry
 
 GIVEN = {"ref": "localhost/image", "repository": "ghcr.io/Owner/Image"}
@@ -52,6 +53,7 @@ class Runner:
         self.output, self.page = self.temp / "output", self.temp / "summary"
         for file in (self.output, self.page):
             file.touch()
+        self.environment: dict[str, str] = {}
 
     def run(self, **inputs: str) -> subprocess.CompletedProcess[str]:
         """The step. Its inputs are named as in a workflow, with underscores."""
@@ -69,10 +71,17 @@ class Runner:
             "GITHUB_OUTPUT": str(self.output),
             "GITHUB_STEP_SUMMARY": str(self.page),
             **{f"INPUT_{name.upper()}": value for name, value in given.items()},
+            **self.environment,
         }
         command = [sys.executable, "-m", "rechunk_action", "action"]
         return subprocess.Popen(
-            command, env=environment, cwd=self.temp, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            env=environment,
+            cwd=self.temp,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     @property
@@ -109,6 +118,23 @@ class TestAStep:
         assert 0 < int(second["update-size"]) < 1000
         assert "**Users download" in runner.page.read_text()
         assert f"## {escape(second['version'])}" in Path(second["changelog"]).read_text()
+
+    def test_labels_the_image_with_what_the_workflow_knows(self, runner: Runner, registry: str) -> None:
+        runner.environment = {
+            "GITHUB_SERVER_URL": "https://github.com",
+            "GITHUB_REPOSITORY": "owner/image",
+            "GITHUB_SHA": "0123",
+            "GITHUB_RUN_ID": "77",
+        }
+        url = "org.opencontainers.image.url=https://example.com"
+        done = runner.run(repository=f"{registry}/owner/labels", push="true", description="An image", labels=url)
+        assert done.returncode == 0
+        labels = json.loads(Path(runner.outputs["manifest"]).read_text())["annotations"]
+        assert labels["org.opencontainers.image.source"] == "https://github.com/owner/image"
+        assert labels["org.opencontainers.image.url"] == "https://example.com"
+        assert labels["org.opencontainers.image.revision"] == "0123"
+        assert labels["org.opencontainers.image.description"] == "An image"
+        assert labels["io.github-actions.build.url"] == "https://github.com/owner/image/actions/runs/77"
 
     def test_without_push_reports_and_publishes_nothing(self, runner: Runner, registry: str) -> None:
         done = runner.run(repository=f"{registry}/owner/trial", tags="latest")
@@ -182,17 +208,36 @@ class TestAStep:
         assert not [line for line in done.stdout.splitlines() if line.startswith(("::error", "::warning"))]
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_leaves_nothing_when_it_is_cancelled(self, runner: Runner, registry: str, number: int) -> None:
-        (runner.tree / "huge").write_bytes(os.urandom(1 << 20) * 400)
+    @pytest.mark.parametrize("phase", ["read docker", "read dir:", "plan", "write", "verify", "publish"])
+    def test_leaves_nothing_when_it_is_cancelled(self, runner: Runner, registry: str, phase: str, number: int) -> None:
+        name = f"owner/cancelled-{'-'.join(re.findall('[a-z]+', phase))}-{number}"
+        assert runner.run(repository=f"{registry}/{name}", push="true").returncode == 0
+        (runner.tree / "large").write_bytes(os.urandom(1 << 20) * 100)
         before = set(runner.temp.iterdir())
-        with runner.start(repository=f"{registry}/owner/cancelled", push="true") as process:
-            assert process.stdout is not None
-            assert any(line.startswith("::group::write") for line in process.stdout)
-            started = time.monotonic()
-            process.send_signal(number)
-            process.communicate(timeout=20)
+        with FaultyProxy(registry) as line:
+            line.fault("delay", seconds=0.2, times=ALWAYS)
+            with runner.start(repository=f"{line.host}/{name}", push="true") as process:
+                assert process.stdout is not None
+                assert any(text.startswith(f"::group::{phase}") for text in process.stdout)
+                started = time.monotonic()
+                process.send_signal(number)
+                process.communicate(timeout=20)
         assert process.returncode == 130
         assert time.monotonic() - started < 7
+        assert set(runner.temp.iterdir()) == before
+
+    def test_ends_when_its_caller_is_gone(self, runner: Runner, registry: str) -> None:
+        (runner.tree / "large").write_bytes(os.urandom(1 << 20) * 100)
+        runner.environment = {"RECHUNK_HELD": "1"}
+        before = set(runner.temp.iterdir())
+        with runner.start(repository=f"{registry}/owner/held", push="true") as process:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert any(text.startswith("::group::write") for text in process.stdout)
+            process.stdin.close()
+            process.stdin = None
+            process.communicate(timeout=20)
+        assert process.returncode == 130
         assert set(runner.temp.iterdir()) == before
 
 

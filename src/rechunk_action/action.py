@@ -82,9 +82,7 @@ def translate(inputs: Mapping[str, Any], environment: Mapping[str, str], notice:
         given["fresh"] = True
     if given.pop("skip_compression"):
         given["compression"] = parse_compression("zstd:1")
-    labels = {"description": given.pop("description"), "revision": given.pop("revision")}
-    known = tuple(f"org.opencontainers.image.{name}={text}" for name, text in labels.items() if text)
-    given["labels"] = (*known, *given["labels"])
+    given["labels"] = (*_labels(given.pop("description"), given.pop("revision"), environment), *given["labels"])
     if isinstance(given["version"], str) and "<date>" in given["version"]:
         given["version"] = Template(given["version"].replace("<date>", "{date:%y%m%d}"))
     given["source"] = parse_name(environment.get("RECHUNK_SOURCE") or given["ref"])
@@ -233,6 +231,21 @@ def say(text: str) -> None:
 def plain(text: str) -> str:
     """A line that the runner cannot take for a command: names in it may come from anywhere."""
     return re.sub(r"^(\s*):(?=:)", r"\1: ", text).replace("##[", "## [")
+
+
+def _labels(description: str | None, revision: str | None, environment: Mapping[str, str]) -> list[str]:
+    """What the workflow knows of the image. Labels of the same name in the input `labels` win."""
+    server, repository = environment.get("GITHUB_SERVER_URL"), environment.get("GITHUB_REPOSITORY")
+    home = f"{server}/{repository}" if server and repository else ""
+    run_id = environment.get("GITHUB_RUN_ID")
+    known = {
+        "org.opencontainers.image.description": description,
+        "org.opencontainers.image.revision": revision or environment.get("GITHUB_SHA"),
+        "org.opencontainers.image.source": home,
+        "org.opencontainers.image.url": home,
+        "io.github-actions.build.url": f"{home}/actions/runs/{run_id}" if home and run_id else "",
+    }
+    return [f"{name}={text}" for name, text in known.items() if text]
 
 
 _OPTION = re.compile(r"(?:[Oo]ption )?'?(?<![\w-])--([a-z][a-z_-]*[a-z])'?")
