@@ -14,15 +14,15 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from tests.registries import plain_registry
 
 ROOT = Path(__file__).parent.parent
 OURS = "dkolb/rechunk-action"
@@ -99,7 +99,7 @@ class Site:
         self._copy_action()
         self.podman("import", "--quiet", str(self._base), BASE)
         self._stack.callback(self._unmount)
-        self.registry = self._stack.enter_context(registry(self.place))
+        self.registry = self._stack.enter_context(plain_registry()).host
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -240,24 +240,3 @@ def _identify(step: re.Match[str]) -> str:
     """Give a step the name by which its outputs are asked for, before its line `uses`."""
     indent, dash = step[1], step[2] or ""
     return f"{indent}{dash}id: rechunk\n{indent}{' ' * len(dash)}"
-
-
-@contextmanager
-def registry(place: Path) -> Iterator[str]:
-    """A registry on loopback, open to all: its address. It keeps what it has in `place`."""
-    config, log = place / "registry.yml", place / "registry.log"
-    config.write_text(
-        "version: 0.1\nlog: {formatter: text}\n"
-        f"storage: {{filesystem: {{rootdirectory: {place}/registry}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n"
-    )
-    with log.open("wb") as output:
-        process = subprocess.Popen(["docker-registry", "serve", config], stdout=output, stderr=output)
-    with process:
-        try:
-            while not (found := re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text())):
-                if process.poll() is not None:
-                    raise RuntimeError(f"the registry does not start: {log.read_text()}")
-                time.sleep(0.05)
-            yield found[1]
-        finally:
-            process.send_signal(signal.SIGTERM)
