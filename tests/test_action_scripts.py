@@ -233,15 +233,16 @@ def running(*command: str) -> list[str]:
 
 @contextmanager
 def untouched(machine: Machine) -> Iterator[None]:
-    """Root's storage is as it was, times included, and so are all mounts."""
+    """Root's storage is as it was, times included, and so is what is mounted of it."""
     before = state(machine)
     yield
     assert sorted(state(machine) ^ before) == []
 
 
 def state(machine: Machine) -> set[str]:
-    """All that a writer would change: metadata and times of every file in storage, and what is mounted."""
-    found = set(Path("/proc/self/mountinfo").read_text().splitlines())
+    """All that a writer would change: metadata and times of every file in storage, and what is mounted of it."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    found = {line for line in mounts if str(machine.place) in line}
     for path in (machine.place / "root").rglob("*"):
         if path.suffix == ".lock":  # the machine's own podman, which is asked for the image's ID, writes here
             continue
