@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import settings
 
 from rechunk_action.plan import grouping
 from rechunk_action.tree import components
+
+# A shell that starts us in the background has this signal ignored, by us and by all that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("thorough", max_examples=1000)
 

@@ -32,12 +32,16 @@ def merged(layout: Path, ref: str | None = None) -> Iterator[Path]:
 def merged_many(images: Sequence[Image]) -> Iterator[list[Path]]:
     """The merged trees of many images, in their order, from one storage."""
     podman = program("podman", "podman")
-    sources = [f"oci:{layout}:{ref}" if ref else f"oci:{layout}" for layout, ref in images]
     with scratch() as work:
+        # podman makes an image's name of the path that it is pulled from, and not every path is a name.
+        sources = []
+        for number, (layout, ref) in enumerate(images):
+            (work / f"layout{number}").symlink_to(layout.resolve())
+            sources.append(f"oci:layout{number}" + (f":{ref}" if ref else ""))
         # An interrupted pull leaves its downloads in TMPDIR, so that is in here, too. Naming the driver makes podman
         # ignore the options of the machine's storage.conf.
         places = ("--root", work / "storage", "--runroot", work / "run", "--tmpdir", work / "tmp")
-        storage = ("env", f"TMPDIR={work}", podman, *places, "--storage-driver", "overlay")
+        storage = ("env", f"--chdir={work}", f"TMPDIR={work}", podman, *places, "--storage-driver", "overlay")
         try:
             yield _mount(storage, sources)
         finally:
