@@ -24,7 +24,7 @@ from rechunk_action.action import WITHOUT_MEANING, credentials, deadline, plain,
 from rechunk_action.cli import cli
 from rechunk_action.errors import InputError, Overdue
 from rechunk_action.registry.reference import parse_reference
-from rechunk_action.registry.versions import Template
+from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template
 from rechunk_action.report.summary import MAX_SUMMARY, changelog, escape, summary
 from tests.faulty_proxy import ALWAYS, FaultyProxy
 from tests.registries import PASSWORD, USER, plain_registry, token_registry
@@ -149,8 +149,42 @@ class TestAStep:
             assert runner.run(repository=f"{registry}/owner/anew", push="true", fresh=fresh).returncode == 0
         assert (runner.outputs["fresh"], runner.outputs["prev-ref"]) == ("true", "")
 
+    def test_says_why_an_image_is_fresh_and_what_it_updates(self, runner: Runner, registry: str) -> None:
+        repository = f"{registry}/owner/why"
+        assert "::fresh layout: first build" in runner.run(repository=repository, push="true", version="1").stdout
+        assert "::fresh layout: requested" in runner.run(repository=repository, fresh="true").stdout
+        done = runner.run(repository=repository, prev_ref=f"{repository}:1")
+        assert f"::previous image: docker://{repository}:1, as asked for" in done.stdout
+
+    def test_never_fails_for_want_of_a_page(self, runner: Runner, registry: str) -> None:
+        (runner.temp / "rechunk-results").write_text("in the way")
+        done = runner.run(repository=f"{registry}/owner/pageless", push="true")
+        assert done.returncode == 0
+        assert "the image is complete, but" in done.stdout
+        assert runner.outputs["digest"].startswith("sha256:")
+
+    def test_clears_its_scratch_space_and_leaves_word(self, runner: Runner, registry: str) -> None:
+        (runner.temp / "scratch").mkdir()
+        for inputs in ({"push": "true"}, {"ref": "dir:/missing"}):
+            (runner.temp / "scratch/image.tar").write_bytes(b"copied")
+            runner.environment = {"RECHUNK_HELD": "1", "TMPDIR": str(runner.temp / "scratch")}
+            with runner.start(**inputs, repository=f"{registry}/owner/word") as process:
+                process.wait(timeout=60)
+                process.communicate()
+            assert [path.name for path in (runner.temp / "scratch").iterdir()] == ["told"]
+
+    def test_a_bug_is_an_error_too(self, runner: Runner) -> None:
+        runner.output.unlink()
+        done = runner.run(output="image")
+        assert done.returncode == 1
+        assert len([line for line in done.stdout.splitlines() if line.startswith("::error")]) == 1
+        assert "a bug of rechunk-action" in done.stdout
+        assert "Traceback" in done.stdout
+        assert done.stderr == ""
+
     def test_may_write_a_layout(self, runner: Runner) -> None:
         assert runner.run(output="image", version="1").returncode == 0
+        assert "Nothing was published" not in runner.page.read_text()
         assert Path(runner.temp, runner.outputs["location"], "index.json").is_file()
 
     def test_keeps_phases_in_groups(self, runner: Runner, registry: str) -> None:
@@ -228,7 +262,8 @@ class TestAStep:
 
     def test_ends_when_its_caller_is_gone(self, runner: Runner, registry: str) -> None:
         (runner.tree / "large").write_bytes(os.urandom(1 << 20) * 100)
-        runner.environment = {"RECHUNK_HELD": "1"}
+        runner.environment = {"RECHUNK_HELD": "1", "TMPDIR": str(runner.temp / "scratch")}
+        (runner.temp / "scratch").mkdir()
         before = set(runner.temp.iterdir())
         with runner.start(repository=f"{registry}/owner/held", push="true") as process:
             assert process.stdout is not None
@@ -293,14 +328,22 @@ class TestInputs:
         )
         assert (str(found["prev_ref"]), found["fresh"]) == ("docker://ghcr.io/owner/image:42", True)
         assert found["compression"].level == 1
-        assert found["labels"] == (
+        assert found["labels"] == [
             "org.opencontainers.image.description=d",
             "org.opencontainers.image.revision=r",
             "org.opencontainers.image.revision=mine",
-        )
+        ]
         assert isinstance(found["version"], Template)
         assert str(found["version"]) == "42.{date:%y%m%d}"
         assert notices == []
+
+    def test_placeholders_of_hhd_rechunk_are_filled_in_or_told(
+        self, translated: Callable[..., dict[str, Any]], notices: list[str]
+    ) -> None:
+        found = translated(**GIVEN, labels="a=built <date>, <timestamp>\nb=<version> of <version:kernel>\nc=<other>")
+        assert re.fullmatch(r"a=built \d{6}, \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["labels"][0])
+        assert found["labels"][1:] == ["b=<version> of <version:kernel>", "c=<other>"]
+        assert notices == [f"label b: engine delta does not fill in <{name}>" for name in ("version", "version:kernel")]
 
     @pytest.mark.parametrize("name", WITHOUT_MEANING)
     def test_without_meaning_are_told(
@@ -346,10 +389,15 @@ class TestOneDefinition:
 
     def test_defaults_agree(self) -> None:
         defaults = {name: _default(option) for name, option in _options().items()}
+        defaults |= {"version": DEFAULT_TEMPLATE, "prev-ref": "newest version", "tls-verify": "true"}
+        listed = dict(_rows("Input"))
         for name, entry in _inputs().items():
-            shown = str(entry.get("default", ""))
-            if name not in options.SECRETS:
-                assert shown in ("", defaults[name]), name
+            if name in options.SECRETS:
+                continue
+            stated = re.search(r" \(([^() ]+)\)\.$", entry["description"])
+            assert entry.get("default", "") == ""
+            assert (stated[1] if stated else "") in ("", defaults[name]), name
+            assert listed[name].strip("`") in (defaults[name], ""), name
 
     def test_what_is_required_is_required(self) -> None:
         required = {name for name, entry in _inputs().items() if entry.get("required")}
@@ -362,11 +410,18 @@ class TestOneDefinition:
             assert handed[f"INPUT_{name.replace('-', '_').upper()}"] == f"${{{{ inputs.{name} }}}}"
             assert re.fullmatch(r"[A-Z].*[.]", entry["description"].strip(), re.DOTALL), name
 
-    def test_the_readme_lists_inputs_and_outputs(self) -> None:
+    def test_the_readme_lists_inputs_and_outputs_and_no_others(self) -> None:
         document = yaml.safe_load((ROOT / "action.yml").read_text())
-        cells = re.findall(r"^\| ([^|]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-        listed = [name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)]
-        assert set(document["inputs"]) | set(document["outputs"]) <= set(listed)
+        assert {name for name, _ in _rows("Input")} == set(document["inputs"])
+        assert {name for name, _ in _rows("Output")} == set(document["outputs"])
+
+
+def _rows(heading: str) -> list[tuple[str, str]]:
+    """Each name in the first column of the README's table of that heading, with what the second column says."""
+    text = (ROOT / "README.md").read_text()
+    table = text.partition(f"\n| {heading} |")[2].partition("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    return [(name, row[1].strip()) for row in rows for name in re.findall(r"`([\w-]+)`", row[0])]
 
 
 def _inputs() -> dict[str, dict[str, Any]]:
@@ -386,7 +441,7 @@ def _options() -> dict[str, click.Option]:
 
 
 def _default(option: click.Option) -> str:
-    default = option.default
+    default = option.get_default(click.Context(cli.commands["action"]))
     return str(default).lower() if isinstance(default, bool) else "" if default is None else str(default)
 
 
@@ -408,19 +463,19 @@ REPORT: dict[str, Any] = {
 
 class TestSummary:
     def test_says_what_users_download(self) -> None:
-        text = summary(REPORT, pushed=True).replace("\N{NO-BREAK SPACE}", " ")
+        text = summary(REPORT, where="ghcr.io/o/i:1").replace("\N{NO-BREAK SPACE}", " ")
         assert "**Users download 6.2 MB** instead of 2.0 GB." in text
         assert "| Layers | 3: 2 kept, 1 new, 1 dropped |" in text
         assert "| scan | 1.2 s |" in text
         assert "Nothing was published" not in text
 
     def test_says_why_an_image_is_fresh(self) -> None:
-        text = summary(REPORT | {"fresh": True, "reason": "first build", "prev_ref": None}, pushed=False)
+        text = summary(REPORT | {"fresh": True, "reason": "first build", "prev_ref": None}, where="")
         assert "a fresh image (first build)" in text
         assert "Update of" not in text
         assert "Nothing was published" in text
 
-    @pytest.mark.parametrize("text", [summary(REPORT, pushed=True), changelog(REPORT)])
+    @pytest.mark.parametrize("text", [summary(REPORT, where="ghcr.io/o/i:1"), changelog(REPORT)])
     def test_shows_hostile_names_as_text(self, text: str) -> None:
         assert not re.search(r"<script|\[a\]|\*\*b|@owner|`x`|^::|\x1b|\r", text, re.MULTILINE)
         assert {line.count("|") for line in text.splitlines() if "script" in line and line.startswith("|")} <= {3, 4}
@@ -428,7 +483,7 @@ class TestSummary:
     def test_stays_within_what_github_shows(self) -> None:
         names = {f"{number} {'é' * 500}": 1 for number in range(5000)}
         layers = [{"name": name, "digest": "", "bytes": 1} for name in names]
-        text = summary(REPORT | {"components": names, "new": layers}, pushed=True)
+        text = summary(REPORT | {"components": names, "new": layers}, where="ghcr.io/o/i:1")
         assert len(text.encode()) < MAX_SUMMARY
         assert "4,985 more" in text
 

@@ -11,10 +11,13 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -35,7 +38,10 @@ from rechunk_action.report.summary import changelog, summary
 from rechunk_action.source.names import Name, parse_name
 
 RESULTS = "rechunk-results"
-"""Directory below the runner's temporary one, for files that later steps may want."""
+"""Directory below the runner's temporary one for files that later steps may want, where no other is named."""
+
+TOLD = "told"
+"""File in the scratch space that says: the workflow was told how this ended. Without it, the cleaning step tells."""
 
 MAX_NOTICES = 8
 """Annotations of one kind: GitHub shows ten a step, and an error has to be among them."""
@@ -62,18 +68,20 @@ def run(build: Build, inputs: dict[str, Any], environment: Mapping[str, str], *,
     """
     for name in SECRETS[:1] + SECRETS[2:]:
         mask(environment.get(f"INPUT_{name.upper()}", ""))
-    if environment.get("RECHUNK_HELD"):
-        end_with_input()
     progress = ActionProgress(verbose=environment.get("RUNNER_DEBUG") == "1")
     given = translate(inputs, environment, progress.notice)
-    with deadline(timeout):
-        built = build(progress, credentials(environment, given["repository"]), **given)
-    publish(built, given, environment)
+    with contextlib.ExitStack() as stack:
+        if environment.get("RECHUNK_HELD"):
+            end_with_input()
+            stack.callback(clear, Path(environment["TMPDIR"]))
+        with deadline(timeout):
+            built = build(progress, credentials(environment, given["repository"]), **given)
+    publish(built, given, environment, progress.notice)
 
 
 def translate(inputs: Mapping[str, Any], environment: Mapping[str, str], notice: Callable[[str], None]) -> Json:
     """The action's inputs as options of a build. Raises `InputError` for inputs that do not go together."""
-    given = dict(inputs)
+    given, now = dict(inputs), datetime.now(UTC)
     for name, reason in WITHOUT_MEANING.items():
         if given.pop(name) is not None:
             notice(f"input {name.replace('_', '-')} has no meaning for engine {given['engine']}: {reason}")
@@ -82,7 +90,8 @@ def translate(inputs: Mapping[str, Any], environment: Mapping[str, str], notice:
         given["fresh"] = True
     if given.pop("skip_compression"):
         given["compression"] = parse_compression("zstd:1")
-    given["labels"] = (*_labels(given.pop("description"), given.pop("revision"), environment), *given["labels"])
+    labels = (*_labels(given.pop("description"), given.pop("revision"), environment), *given["labels"])
+    given["labels"] = [_filled(label, now, notice) for label in labels]
     if isinstance(given["version"], str) and "<date>" in given["version"]:
         given["version"] = Template(given["version"].replace("<date>", "{date:%y%m%d}"))
     given["source"] = parse_name(environment.get("RECHUNK_SOURCE") or given["ref"])
@@ -131,30 +140,45 @@ def end_with_input() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def publish(built: Built, given: Json, environment: Mapping[str, str]) -> None:
-    """Tell the workflow what was done: outputs first, as later steps need them most."""
+def clear(scratch: Path) -> None:
+    """Remove what is in the scratch space, above all the copy of an image: the cleaning step may not come to it."""
+    for path in scratch.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != TOLD:
+            path.unlink(missing_ok=True)
+
+
+def publish(built: Built, given: Json, environment: Mapping[str, str], notice: Callable[[str], None]) -> None:
+    """Tell the workflow what was done: outputs first, as later steps need them most.
+
+    The image is there already: that a page cannot be written is no reason to fail.
+    """
     report = built.report
     location = str(given["output"].path) if given["output"].transport == "oci" else ""
-    results = Path(environment.get("RUNNER_TEMP", ".")) / RESULTS
-    results.mkdir(exist_ok=True)
-    manifest, changes = results / "manifest.json", results / "changelog.md"
-    pushed = given["push"] and not location
-    page = summary(report, pushed=pushed)
-    (results / "summary.md").write_text(page)
-    manifest.write_text(json.dumps(built.manifest, indent=1))
-    changes.write_text(changelog(report))
-    for name, value in outputs(report, location=location, manifest=manifest, changes=changes).items():
+    results = Path(environment.get("RECHUNK_RESULTS") or Path(environment.get("RUNNER_TEMP", ".")) / RESULTS)
+    for name, value in outputs(report, location=location, results=results).items():
         set_output(name, value)
-    if path := environment.get("GITHUB_STEP_SUMMARY"):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(page)
+    where = location or (report["ref"] if given["push"] else "")
+    page = summary(report, where=where)
+    try:
+        results.mkdir(exist_ok=True)
+        (results / "manifest.json").write_text(json.dumps(built.manifest, indent=1))
+        (results / "changelog.md").write_text(changelog(report))
+        (results / "summary.md").write_text(page)
+        if path := environment.get("GITHUB_STEP_SUMMARY"):
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(page)
+    except OSError as fault:
+        notice(f"the image is complete, but {fault.filename or results} could not be written: {fault.strerror}")
     what = "fresh image" if report["fresh"] else "update"
     size = report["bytes"]["image" if report["fresh"] else "update"]
-    say(f"{report['ref']}: {what} of {format_size(size)}{'' if pushed or location else ', not published'}")
+    say(f"{report['ref']}: {what} of {format_size(size)}{'' if where else ', not published'}")
+    tell(environment)
 
 
-def outputs(report: Json, *, location: str, manifest: Path, changes: Path) -> dict[str, str]:
-    """The action's outputs. Sizes are in bytes."""
+def outputs(report: Json, *, location: str, results: Path) -> dict[str, str]:
+    """The action's outputs. Sizes are in bytes, `results` is the directory of the files."""
     return {
         "ref": report["ref"],
         "digest": report["digest"],
@@ -165,8 +189,8 @@ def outputs(report: Json, *, location: str, manifest: Path, changes: Path) -> di
         "update-size": str(report["bytes"]["image" if report["fresh"] else "update"]),
         "image-size": str(report["bytes"]["image"]),
         "location": location,
-        "manifest": str(manifest),
-        "changelog": str(changes),
+        "manifest": str(results / "manifest.json"),
+        "changelog": str(results / "changelog.md"),
     }
 
 
@@ -209,6 +233,24 @@ def error(text: str) -> None:
     sys.stdout.flush()
 
 
+def bug(error: Exception) -> None:
+    """Show what only our developers can read, as text, and say what to do with it."""
+    say("".join(traceback.format_exception(error)))
+    core.error(
+        f"a bug of rechunk-action ({type(error).__name__}): no tag points at anything incomplete; "
+        "please report it with the lines above",
+        title="rechunk",
+    )
+    sys.stdout.flush()
+
+
+def tell(environment: Mapping[str, str]) -> None:
+    """Leave word that the workflow knows how this ended."""
+    if environment.get("RECHUNK_HELD"):
+        with contextlib.suppress(OSError):
+            (Path(environment["TMPDIR"]) / TOLD).touch()
+
+
 def mask(secret: str) -> None:
     """Have the runner hide a secret wherever it is printed."""
     for line in filter(str.strip, secret.splitlines()):
@@ -247,6 +289,16 @@ def _labels(description: str | None, revision: str | None, environment: Mapping[
     }
     return [f"{name}={text}" for name, text in known.items() if text]
 
+
+def _filled(label: str, now: datetime, notice: Callable[[str], None]) -> str:
+    """A label with those of hhd-dev/rechunk's placeholders filled in that are known here."""
+    filled = label.replace("<date>", f"{now:%y%m%d}").replace("<timestamp>", f"{now:%Y-%m-%dT%H:%M:%SZ}")
+    for name in _PLACEHOLDER.findall(filled):
+        notice(f"label {filled.partition('=')[0]}: engine delta does not fill in {name}")
+    return filled
+
+
+_PLACEHOLDER = re.compile(r"<(?:changelog|commits|imginfo|pkgupd|pretty|previous|(?:rel)?ver(?:sion)?(?::[^>]*)?)>")
 
 _OPTION = re.compile(r"(?:[Oo]ption )?'?(?<![\w-])--([a-z][a-z_-]*[a-z])'?")
 _INPUTS = {"label": "labels", "tag": "tags"}

@@ -49,16 +49,29 @@ def main() -> NoReturn:
         sys.exit(stop.exit_code)
     except (click.ClickException, click.Abort, KeyboardInterrupt, RechunkError, OSError) as error:
         text, code = _explained(error)
-        if sys.argv[1:2] == ["action"]:
-            from rechunk_action.action import error as annotate  # noqa: PLC0415  # as below
+        if _in_a_workflow():
+            from rechunk_action import action as github  # noqa: PLC0415  # as below
 
-            annotate(text)
+            github.error(text)
+            github.tell(os.environ)
         elif isinstance(error, click.ClickException):
             error.show()
         else:
             click.echo(f"rechunk-action: {text}", err=True)
         sys.exit(code)
+    except Exception as error:
+        if not _in_a_workflow():
+            raise
+        from rechunk_action import action as github  # noqa: PLC0415  # as below
+
+        github.bug(error)
+        github.tell(os.environ)
+        sys.exit(RechunkError.exit_code)
     sys.exit(0)
+
+
+def _in_a_workflow() -> bool:
+    return sys.argv[1:2] == ["action"]
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

@@ -149,7 +149,9 @@ def build(options: BuildOptions, places: Places, progress: Progress) -> Built:
             plan = _plan(source.tree, owner, previous, options)
         if previous and not plan.kept:
             previous, reason = None, "nothing of the previous image can be kept"
-        _explain(plan, reason, progress)
+        if reason:
+            progress.decision(f"fresh layout: {reason}")
+        _explain(plan, progress)
         with progress.phase("write", "write layers", sum(new.archive_size(source.tree) for new in plan.new)) as advance:
             written = _write(plan, source, writer, options, update=previous is not None, advance=advance)
             result_of(checked)
@@ -260,6 +262,8 @@ def _previous(
     name = options.prev_ref or _newest(options, places, progress)
     if name is None:
         return None, "first build"
+    if options.prev_ref:
+        progress.decision(f"previous image: {name}, as asked for")
     architecture = (config or {}).get("architecture") or host_architecture()
     image = places.image(name, architecture)
     if CHUNKED_LABEL in image.labels:
@@ -333,8 +337,8 @@ def _plan(tree: Tree, owner: Mapping[str, str], previous: Previous | None, optio
     return replace(plan_fresh(tree, owner, max_layers=options.max_layers), drops=drops)
 
 
-def _explain(plan: Plan, reason: str | None, progress: Progress) -> None:
-    progress.detail(f"fresh layout: {reason}" if reason else f"{len(plan.kept)} layers kept, {len(plan.new)} new")
+def _explain(plan: Plan, progress: Progress) -> None:
+    progress.detail(f"{len(plan.kept)} layers kept, {len(plan.new)} new")
     for drop in plan.drops:
         progress.detail(f"layer {drop.index} dropped: {drop.reason} ({drop.live:,} bytes live, {drop.dead:,} dead)")
     for new in plan.new:

@@ -27,9 +27,9 @@ _LONGEST = 120
 Report = Mapping[str, Any]
 
 
-def summary(report: Report, *, pushed: bool) -> str:
-    """What a maintainer wants to see of a build."""
-    parts = [_headline(report, pushed=pushed), _facts(report), _components(report), _layers(report), _times(report)]
+def summary(report: Report, *, where: str) -> str:
+    """What a maintainer wants to see of a build. `where` is the image's name or directory, `""` where there is none."""
+    parts = [_headline(report, where), _facts(report), _components(report), _layers(report), _times(report)]
     text = ""
     for part in filter(None, parts):
         if len((text + part).encode()) <= MAX_SUMMARY:
@@ -54,9 +54,9 @@ _MARKUP = re.compile(r"[\\`*_\[\]#|~@]|(?<=:)/(?=/)")
 """What begins markup, a mention or a link within a line."""
 
 
-def _headline(report: Report, *, pushed: bool) -> str:
-    what = escape(report["ref"])
-    return f"## {what}\n\n{_sentence(report)}" + ("" if pushed else "\n\n_Nothing was published: this was a trial._")
+def _headline(report: Report, where: str) -> str:
+    title = f"## {escape(where or report['ref'])}\n\n{_sentence(report)}"
+    return title if where else f"{title}\n\n_Nothing was published: this was a trial._"
 
 
 def _sentence(report: Report) -> str:
