@@ -57,13 +57,9 @@ def add_image(writer: LayoutWriter, *layers: Packed) -> dict[str, Any]:
     return writer.store_json(image_manifest(writer.store_json(config, CONFIG), blobs, {}), MANIFEST)
 
 
-def ignore(_: int) -> None:
-    """Progress that nobody follows."""
-
-
 def build(layout: Path, tag: str | None, *layers: Packed) -> None:
     with LayoutWriter(layout, tag) as writer:
-        writer.commit(add_image(writer, *layers), None, ignore)
+        writer.commit(add_image(writer, *layers), None)
 
 
 def change_index(layout: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -494,7 +490,7 @@ def test_an_interrupted_commit_leaves_the_old_image(layout: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt), LayoutWriter(layout, "v2") as writer:
-        writer.commit(add_image(writer, pack(archive(file("new")))), None, ignore)
+        writer.commit(add_image(writer, pack(archive(file("new")))), None)
     monkeypatch.undo()
     assert (layout / "index.json").read_bytes() == index
     assert read_image(layout, None).layers == (ONE.blob, TWO.blob)
@@ -520,7 +516,7 @@ def keep(image: Image, output: Path) -> None:
         for blob, layer in zip(image.layers, (ONE, TWO), strict=True):
             writer.keep(image, blob, layer.read())
         config = writer.store_json(image.config, CONFIG)
-        writer.commit(writer.store_json(image_manifest(config, image.layers, {}), MANIFEST), None, ignore)
+        writer.commit(writer.store_json(image_manifest(config, image.layers, {}), MANIFEST), None)
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same layout", "another layout"])
@@ -586,7 +582,7 @@ def test_layers_that_are_not_used_go_again(layout: Path) -> None:
         for layer in (ONE, TWO):
             writer.keep(image, layer.blob, layer.read())
         writer.limit({TWO.blob.digest})
-        writer.commit(add_image(writer, TWO), None, ignore)
+        writer.commit(add_image(writer, TWO), None)
     assert not blob_path(output, ONE.blob.digest).exists()
     assert not table_path(output, ONE.blob.digest).exists()
     assert read_image(output, None).layers == (TWO.blob,)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 
 from rechunk_action import pipeline
-from rechunk_action.errors import AccessDenied, CorruptImage, InputError, RegistryError, RegistryUnavailable
+from rechunk_action.errors import AccessDenied, CorruptImage, InputError, RegistryError, RegistryUnavailable, TooLarge
 from rechunk_action.oci.image import INDEX, MANIFEST, Image, host_architecture
 from rechunk_action.oci.layout import read_image
 from rechunk_action.progress import Progress
@@ -59,6 +61,7 @@ class Line(FaultyProxy):
 
     end: int | None = None
     last: Fault
+    watch: Callable[[Exchange], None] = staticmethod(lambda _: None)
 
     def break_at(self, number: int, fault: Fault) -> None:
         """The request of this number and all behind it."""
@@ -67,8 +70,10 @@ class Line(FaultyProxy):
     def forget(self) -> None:
         super().forget()
         self.end = None
+        self.watch = lambda _: None
 
     def intercept(self, exchange: Exchange) -> Fault | None:
+        self.watch(exchange)
         return self.last if self.end is not None and exchange.number >= self.end else None
 
 
@@ -323,6 +328,11 @@ class TestThePreviousImage:
         with pytest.raises(AccessDenied):
             publish(tree, published)
 
+    def test_is_not_ruled_out_by_a_404_that_is_not_the_registrys(self, tree: Path, target: str, line: Line) -> None:
+        line.fault("answer", path="tags/list", status=404, body=b"<html>", times=ALWAYS)
+        with pytest.raises(RegistryError, match="answered 404"):
+            publish(tree, target)
+
     def test_of_an_index_is_that_of_the_architecture(self, tree: Path, target: str) -> None:
         publish(tree, target)
         with client(target) as opened:
@@ -338,6 +348,13 @@ class TestThePreviousImage:
         assert report["prev_ref"].endswith(found.digest)
         with pytest.raises(InputError, match=f"no image for {host_architecture()}, only for s390x"):
             publish(tree, target)
+
+    def test_of_another_stream_of_versions_is_told(self, tree: Path, target: str) -> None:
+        publish(tree, target)
+        (tree / "usr/lib/os-release").write_text("VERSION_ID=41\n")
+        told = Listener()
+        assert publish(tree, target, progress=told)["version"] == "41-20261126"
+        assert told.heard("version 41-20261126 is older than 42-20261126")
 
     def test_may_be_of_any_builder(self, tree: Path, target: str, tmp_path: Path) -> None:
         write_layout(tmp_path / "other", [pack(archive(file("usr/lib/other", b"x" * 999)), "gzip")], tag="1")
@@ -401,6 +418,19 @@ class TestTables:
         assert not told.heard("no table")
 
 
+class TestTheLimitOfAnUpdate:
+    def test_holds_when_nothing_can_be_kept(self, tree: Path, target: str) -> None:
+        publish(tree, target)
+        for blob in image_at(target, "42-20261126").layers:
+            with client(target) as opened:
+                opened.session.request("DELETE", opened.path(f"blobs/{blob.digest}"), opened._push)
+        told = Listener()
+        with pytest.raises(TooLarge, match="costs users"):
+            publish(tree, target, max_update_size=1000, progress=told)
+        assert told.heard("layers: what is in them is written again")
+        assert publish(tree, target, fresh=True, max_update_size=1000)["fresh"]
+
+
 class TestALostLayer:
     def test_is_written_again(self, tree: Path, target: str) -> None:
         first = publish(tree, target)
@@ -441,6 +471,34 @@ class TestTwoRunsAtOnce:
         change(tree, "next")
         assert publish(tree, target)["prev_ref"].startswith(f"{target}:42-20261126.2@")
 
+    @pytest.mark.parametrize("moment", ["PUT manifests/sha256:", "PUT manifests/latest"])
+    def test_a_version_that_another_run_puts_is_left_to_it(
+        self, tree: Path, target: str, line: Line, moment: str
+    ) -> None:
+        """Just before this run puts the same version, or just after."""
+        publish(tree, target)
+        change(tree)
+        method, path = moment.split()
+        appeared: list[str] = []
+        with client(target) as opened:
+            other = opened.manifest("42-20261126")
+            assert other is not None
+
+            def appear(exchange: Exchange) -> None:
+                if (exchange.method, path in exchange.path, appeared) == (method, True, []):
+                    appeared.append(opened.put_manifest("42-20261127", other.data, other.media_type))
+
+            line.watch = appear
+            report = publish(tree, target, tags=("latest",), now=_day(27))
+        assert (report["version"], len(appeared)) == ("42-20261127.1", 1)
+        assert image_at(target, "42-20261127").digest == other.digest
+        for tag in ("42-20261127.1", "latest"):
+            image = image_at(target, tag)
+            assert (image.digest, image.labels["org.opencontainers.image.version"]) == (
+                report["digest"],
+                "42-20261127.1",
+            )
+
 
 class TestAccess:
     def test_to_a_registry_that_wants_tokens(self, tree: Path) -> None:
@@ -463,6 +521,17 @@ class TestAccess:
             given = {"RECHUNK_USERNAME": USER, "RECHUNK_TOKEN": PASSWORD}
             gate.life = 0.05
             assert run(tree, f"{gate.host}/{NAME}", given).returncode == 0
+
+    def test_who_may_not_push_leaves_nothing(self, tree: Path) -> None:
+        with token_registry() as gate:
+            assert run(tree, f"{gate.host}/{NAME}", {}).returncode == RegistryError.exit_code
+        assert [path.name for path in tree.parent.iterdir()] == ["tree"]
+
+    def test_of_another_registry_get_nothing_of_what_was_given(self, tree: Path) -> None:
+        with token_registry(public=False) as other, token_registry() as gate:
+            given = {"RECHUNK_USERNAME": USER, "RECHUNK_TOKEN": PASSWORD}
+            run(tree, f"{gate.host}/{NAME}", given, "--repository", f"{other.host}/{NAME}")
+            assert not [each for each in other.exchanges if "Basic" in each.headers.get("Authorization", "")]
 
     def test_who_may_not_push_knows_before_anything_is_built(self, tree: Path) -> None:
         with token_registry() as gate, pytest.raises(AccessDenied, match="denies pushing"):
@@ -536,6 +605,18 @@ class TestFaults:
         assert all(is_whole(target, tag) for tag in versions_of(target))
         report = publish(tree, target, tags=("latest",))
         assert (report["fresh"], image_at(target, "latest").digest) == (False, report["digest"])
+
+    def test_a_cancel_does_not_wait_for_the_registry(self, tree: Path, target: str, line: Line) -> None:
+        (tree / "large").write_bytes(os.urandom(6 << 20))
+        line.fault("delay", method="HEAD", path="blobs/", seconds=15, times=ALWAYS)
+        with start(tree, target, {}) as process:
+            while not line.asked("HEAD", "blobs/"):
+                time.sleep(0.01)
+            started = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+        assert (process.returncode, time.monotonic() - started < 3) == (130, True)
+        assert "cancelled" in err
 
     def break_each_request(self, tree: Path, target: str, line: Line, fault: Fault, *, once: bool) -> None:
         for part in range(1, 6):

@@ -143,9 +143,11 @@ def test_names_that_may_have_been_meant_are_offered(everything: dict[str, str], 
 
 
 def test_why_a_store_was_not_asked_is_told_when_nothing_is_found(root: dict[str, str]) -> None:
-    with pytest.raises(InputError, match=r"in root's podman storage: .* Not asked: docker does not run: .*systemctl"):
+    with pytest.raises(InputError, match=r"in root's podman storage: .* \(not asked: docker does not run: .*systemctl"):
         find_image(parse_name(DOCKERS), root | NO_DOCKER)
-    with pytest.raises(InputError, match=r"in docker: .* Not asked: podman is not installed: .*apt-get install podman"):
+    with pytest.raises(
+        InputError, match=r"in docker: .* \(not asked: podman is not installed: .*apt-get install podman"
+    ):
         find_image(parse_name(ROOTS), HERE | NO_PODMAN)
 
 
@@ -159,7 +161,7 @@ def test_no_store_at_all_is_told() -> None:
 def test_only_root_asks_in_roots_storage(user: User) -> None:
     environment = user.login | NO_DOCKER
     assert user.call(find_image, parse_name(USERS), environment).image_id
-    with pytest.raises(InputError, match=r"Not asked: .*root's podman storage is for root to read \(sudo\)"):
+    with pytest.raises(InputError, match=r"not asked: .*root's podman storage is for root to read \(sudo\)"):
         user.call(find_image, parse_name(ROOTS), environment)
 
 

@@ -10,12 +10,10 @@ import errno
 import gc
 import json
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -32,6 +30,7 @@ from rechunk_action.registry.credentials import Credentials
 from rechunk_action.registry.reference import Reference
 from rechunk_action.registry.versions import Template
 from rechunk_action.report.compare import format_size, lines
+from rechunk_action.signals import stop_when_asked
 from rechunk_action.source.names import Name
 from rechunk_action.source.places import Places
 
@@ -40,8 +39,7 @@ CANCELLED = 130
 
 def main() -> NoReturn:
     """Run the command line and leave the process with its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _cancel)
+    stop_when_asked()
     gc.disable()  # a tenth of the time, to look through tables that live until the end
     try:
         cli.main(standalone_mode=False)
@@ -131,7 +129,7 @@ def build(as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
         _print_json(report)
         return
     layers, size = report["layers"], report["bytes"]
-    click.echo(f"{report['ref']} is ready: {report['digest']}")
+    click.echo(f"{report['ref']} {'is ready' if given['push'] else 'would be'}: {report['digest']}")
     if report["fresh"]:
         click.echo(f"fresh layout ({report['reason']}): {layers['total']} layers, {format_size(size['image'])}")
     else:
@@ -250,7 +248,7 @@ def _run_build(  # an option is an argument
         scratch=_scratch(),
         **given,
     )
-    published = repository or _registry_of(output)
+    published = _registry_of(output) or repository
     with _places(published, tls_verify, threads, drop_bad_xattrs=drop_bad_xattrs, credentials=credentials) as places:
         return build_image(what, places, progress)
 
@@ -299,11 +297,3 @@ def _progress(quiet: bool, verbose: bool) -> Progress:
 
 def _print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=1))
-
-
-def _cancel(signum: int, frame: FrameType | None) -> NoReturn:
-    """A request to stop is handled as Ctrl-C is: everything is cleaned up on the way out, whatever else is sent."""
-    del signum, frame
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt

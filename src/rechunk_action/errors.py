@@ -47,6 +47,12 @@ class Overdue(EnvironmentLack):
     """There was not enough time."""
 
 
+class Cancelled(RechunkError):
+    """Stopped on request, at a point where something is visible already."""
+
+    exit_code = 130
+
+
 class TooLarge(VerificationFailed):
     """The update costs users more than the maintainer allows."""
 

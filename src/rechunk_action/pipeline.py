@@ -35,9 +35,10 @@ from rechunk_action.plan.compaction import Drop
 from rechunk_action.plan.plain import Plan, Published, plan_fresh, plan_update
 from rechunk_action.progress import Advance, Progress
 from rechunk_action.publish import RegistryWriter
+from rechunk_action.registry.image import LOST
 from rechunk_action.registry.previous import Decision, find_previous
 from rechunk_action.registry.reference import Reference
-from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template, scheme_of
+from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Scheme, Template, scheme_of
 from rechunk_action.report.compare import Comparison, bytes_by_component, format_size
 from rechunk_action.report.compare import compare as compare_layers
 from rechunk_action.source import Source
@@ -145,6 +146,10 @@ def build(options: BuildOptions, places: Places, progress: Progress) -> Built:
             hasher.finish()
         for notice in source.notices:
             progress.notice(notice)
+        version = _version(options, source)
+        if previous and version:
+            _check_order(previous, version, options, progress)
+        limit = options.max_update_size if previous else None
         with progress.phase("plan", "plan layers"):
             plan = _plan(source.tree, owner, previous, options)
         if previous and not plan.kept:
@@ -164,11 +169,11 @@ def build(options: BuildOptions, places: Places, progress: Progress) -> Built:
             if found:
                 raise VerificationFailed("the image that was written is not the source. " + _summary(found))
         size = sum(result.blob.size for result in written)
-        if previous and options.max_update_size is not None and size > options.max_update_size:
-            raise TooLarge(_too_large(size, options.max_update_size, layers, owner))
+        if limit is not None and size > limit:
+            raise TooLarge(_too_large(size, limit, layers, owner))
         act = "publish to" if options.output.transport == "docker" else "finish"
         with progress.phase("publish", f"{act} {options.output}", size) as advance:
-            finished = _finish(writer, layers, config, source, previous, options, advance)
+            finished = _finish(writer, layers, config, source, previous, version, options, advance)
     report = _report(finished, previous, reason, plan, layers, owner, sum(merged.dead()), progress)
     return Built(report, finished.manifest)
 
@@ -225,8 +230,11 @@ def previous_image(
     repository: Reference, version: Template | str | None, tags: Collection[str], places: Places
 ) -> Decision:
     """The image that a build of this version for this repository would update, and why."""
-    scheme = scheme_of(version) if isinstance(version, str) else version or Template(DEFAULT_TEMPLATE)
-    return find_previous(places.repository(repository), scheme, tags)
+    return find_previous(places.repository(repository), _scheme(version), tags)
+
+
+def _scheme(version: Template | str | None) -> Scheme:
+    return scheme_of(version) if isinstance(version, str) else version or Template(DEFAULT_TEMPLATE)
 
 
 def _with_version_tag(options: BuildOptions) -> BuildOptions:
@@ -258,6 +266,8 @@ def _previous(
 ) -> tuple[Previous | None, str | None]:
     """The previous image, or the reason for a fresh one."""
     if options.fresh:
+        if options.prev_ref:
+            progress.notice(f"{options.prev_ref} is not used: a fresh image updates none")
         return None, "requested"
     name = options.prev_ref or _newest(options, places, progress)
     if name is None:
@@ -297,6 +307,9 @@ def _with_tables(image: Image, layers: Sequence[Blob], threads: int, progress: P
     with Workers(max(threads, REQUESTS)) as workers:
         stored = list(workers.map(image.blobs.table, layers))
     missing = [blob for blob, table in zip(layers, stored, strict=True) if table is None]
+    lost = sum(table is not None and table.problem == LOST for table in stored)
+    if lost:
+        progress.notice(f"{image.blobs} has lost {lost} of {len(layers)} layers: what is in them is written again")
     if missing:
         size = format_size(sum(blob.size for blob in missing))
         progress.notice(
@@ -413,41 +426,65 @@ def _finish(
     config: Json | None,
     source: Source,
     previous: Previous | None,
+    version: str | None,
     options: BuildOptions,
     advance: Advance,
 ) -> Finished:
-    """Store config and manifest, and make the image visible."""
+    """Upload what is new, store config and manifest, and make the image visible.
+
+    The version is settled last, when all else is there: another run may publish at the same time.
+    """
     created = options.created if options.created is not None else _created(config, source)
     inherited = ((config or {}).get("config") or {}).get("Labels") or {}
     blobs = [layer.blob for layer in layers]
+    tables = writer.upload(blobs, advance)
+    while True:
+        settled = writer.settle(version)
+        labels = image_labels(
+            inherited,
+            options.labels,
+            version=settled,
+            created=created,
+            chunks=len(layers),
+            prev_ref=previous.ref if previous else None,
+            engine="delta",
+            tables=tables,
+        )
+        document = image_config(
+            config,
+            labels=labels,
+            history=[layer.comment for layer in layers],
+            diff_ids=[blob.diff_id for blob in blobs],
+            created=created,
+        )
+        stored = writer.store_json(document, CONFIG)
+        manifest = image_manifest(stored, blobs, labels)
+        descriptor = writer.store_json(manifest, MANIFEST)
+        ref = writer.commit(descriptor, settled)
+        if ref is not None:
+            return Finished(ref, descriptor["digest"], labels.get(VERSION_LABEL, ""), manifest)
+
+
+def _check_order(previous: Previous, version: str, options: BuildOptions, progress: Progress) -> None:
+    """Tell a maintainer who publishes two streams of versions in one repository that each takes the other's image."""
+    newest = previous.ref.partition("@")[0].rpartition(":")[2]
+    scheme = _scheme(options.version)
+    was, is_ = scheme.key(newest), scheme.key(version)
+    if was and is_ and was > is_:
+        progress.notice(
+            f"version {version} is older than {newest}, which it is an update of: where these are two streams of versions, "
+            "give each a repository of its own, or name the previous image"
+        )
+
+
+def _version(options: BuildOptions, source: Source) -> str | None:
+    """The version that the image is to have, if it is free."""
     version = options.version
     if version is None and options.output.transport == "docker":
         version = Template(DEFAULT_TEMPLATE)
     if isinstance(version, Template):
         version = version.render(os_release(source.tree, source.read), options.now)
-    version = writer.settle(version)
-    labels = image_labels(
-        inherited,
-        options.labels,
-        version=version,
-        created=created,
-        chunks=len(layers),
-        prev_ref=previous.ref if previous else None,
-        engine="delta",
-        tables=writer.store_tables(blobs),
-    )
-    document = image_config(
-        config,
-        labels=labels,
-        history=[layer.comment for layer in layers],
-        diff_ids=[blob.diff_id for blob in blobs],
-        created=created,
-    )
-    stored = writer.store_json(document, CONFIG)
-    manifest = image_manifest(stored, blobs, labels)
-    descriptor = writer.store_json(manifest, MANIFEST)
-    ref = writer.commit(descriptor, version, advance)
-    return Finished(ref, descriptor["digest"], labels.get(VERSION_LABEL, ""), manifest)
+    return version
 
 
 def _created(config: Json | None, source: Source) -> int:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from rechunk_action.errors import EnvironmentLack
+from rechunk_action.errors import Cancelled, CorruptImage, EnvironmentLack
 from rechunk_action.oci.image import MANIFEST, Blobs, Image, Json, digest_of
 from rechunk_action.oci.stage import Stage, blob_path, table_path
 from rechunk_action.oci.table import Blob, Table
@@ -54,6 +54,8 @@ class RegistryWriter(Stage):
         self._elsewhere: dict[str, tuple[Blobs, Blob]] = {}
         self._tables: dict[str, Json] = {}
         self._artifact: Json = {}
+        if push:  # Every image here needs this blob. Who may not push had better know now than in the end.
+            self._repository.upload_bytes(EMPTY)
         try:
             stage = Path(tempfile.mkdtemp(prefix="rechunk-", dir=scratch))
             stage.chmod(0o755)  # another user's podman may have to put an image into it
@@ -62,8 +64,6 @@ class RegistryWriter(Stage):
                 f"{scratch} cannot be used for scratch space ({error.strerror}): set TMPDIR to another directory"
             ) from None
         super().__init__(stage)
-        if push:  # Every image here needs this blob. Who may not push had better know now than in the end.
-            self._repository.upload_bytes(EMPTY)
 
     def keep(self, image: Image, blob: Blob, table: Table) -> None:
         """Take a layer over from another image, byte for byte."""
@@ -76,6 +76,27 @@ class RegistryWriter(Stage):
             self._elsewhere[blob.digest] = (blobs, blob)
         self.store_table(blob, table)
 
+    def upload(self, layers: Sequence[Blob], advance: Advance) -> Mapping[str, str]:
+        """Bring layers and their tables into the repository. Returns the labels by which the image finds the tables.
+
+        `advance` is told of bytes of layers as they are sent.
+        """
+        unique = list(dict.fromkeys(blob.digest for blob in layers))
+        sizes = {blob.digest: blob.size for blob in layers}
+        for digest in unique:
+            if digest not in self._tables:
+                stored = table_path(self._stage, digest).read_bytes()
+                self._tables[digest] = {"digest": digest_of(stored), "size": len(stored)}
+        document = tables_manifest([self._tables[blob.digest] for blob in layers])
+        self._artifact = self.store_json(document, MANIFEST)
+        if self._push:
+            with Workers(UPLOADS) as workers:
+                for _ in workers.map(lambda digest: self._upload_layer(digest, sizes[digest], advance), unique):
+                    pass
+                for _ in workers.map(self._upload_table, unique):
+                    pass
+        return {LABEL: self._artifact["digest"]}
+
     def settle(self, version: str | None) -> str | None:
         """The version that the image gets: the one asked for, or the next free build of it."""
         settled, taken = version, set[str]()
@@ -86,53 +107,52 @@ class RegistryWriter(Stage):
             self._notice(f"{self._repository}:{version} is published already: this image becomes {settled}")
         return settled
 
-    def store_tables(self, layers: Sequence[Blob]) -> Mapping[str, str]:
-        """Store which tables belong to the image. Returns the labels by which the image finds them."""
-        for blob in layers:
-            if blob.digest not in self._tables:
-                stored = table_path(self._stage, blob.digest).read_bytes()
-                self._tables[blob.digest] = {"digest": digest_of(stored), "size": len(stored)}
-        document = tables_manifest([self._tables[blob.digest] for blob in layers])
-        self._artifact = self.store_json(document, MANIFEST)
-        return {LABEL: self._artifact["digest"]}
+    def commit(self, manifest: Json, version: str | None) -> str | None:
+        """Publish the image, its tags last. Returns its name; None when another run has published this version since.
 
-    def commit(self, manifest: Json, version: str | None, advance: Advance) -> str:
-        """Publish the image, its tags last. Returns its name.
-
-        `advance` is told of bytes of layers as they are sent. Raises `RegistryError` when the registry does not take
-        something.
+        Raises `RegistryError` when the registry does not take something, `Cancelled` when the version is there already.
         """
-        name = f"{self._repository}:{version}" if version else f"{self._repository}@{manifest['digest']}"
+        digest = manifest["digest"]
+        name = f"{self._repository}:{version}" if version else f"{self._repository}@{digest}"
         if not self._push:
             return name
         data = self._staged(manifest)
-        image = json.loads(data)
-        layers = {layer["digest"]: layer["size"] for layer in image["layers"]}
-        with Workers(UPLOADS) as workers:
-            for _ in workers.map(lambda layer: self._upload_layer(*layer, advance), layers.items()):
-                pass
-            for _ in workers.map(self._upload_table, layers):
-                pass
-        self._put(tables_tag(image["config"]), self._staged(self._artifact))
-        self._upload(self._staged(image["config"]))
-        self._put(manifest["digest"], data)
-        if version:
-            self._put(version, data)
-        for tag in self._before.keys() - {version}:
-            self._move(tag, manifest["digest"], data)
-        return name
+        config = json.loads(data)["config"]
+        self._upload(self._staged(config))
+        self._put(digest, data)
+        if version and self._digest_at(version) not in (None, digest):
+            return None
+        self._put(tables_tag(config), self._staged(self._artifact))
+        try:
+            if version:
+                self._put(version, data)
+            for tag in self._before.keys() - {version}:
+                self._move(tag, digest, data)
+            # Of two runs that have seen the same version free, the last to put it keeps it, and the other sees that.
+            return None if version and self._digest_at(version) != digest else name
+        except KeyboardInterrupt:
+            raise Cancelled(
+                f"cancelled while {name} was published: see whether it is there, and whether moving tags point at it; "
+                "publishing again is safe"
+            ) from None
 
     def _upload_layer(self, digest: str, size: int, advance: Advance) -> None:
         """Bring a layer into the repository, unless it is there already."""
         path = blob_path(self._stage, digest)
         origin = self._elsewhere.get(digest)
-        if not (origin or path.exists()) or self._repository.has_blob(digest, size):
+        if not (origin or path.exists()) or self._has(digest, size):
             return
         if origin and not path.exists():
             if self._mounted(digest, origin[0]):
                 return
             origin[0].fetch(origin[1], path)
         self._repository.upload(digest, size, lambda: path.open("rb"), advance)
+
+    def _has(self, digest: str, size: int) -> bool:
+        try:
+            return self._repository.has_blob(digest, size)
+        except CorruptImage:  # It is there in another size: what is uploaded now may put it right.
+            return False
 
     def _mounted(self, digest: str, origin: Blobs) -> bool:
         return (

@@ -18,6 +18,9 @@ _Arguments = ParamSpec("_Arguments")
 
 _of_thread = threading.local()
 
+stoppers: list[Callable[[], None]] = []
+"""Called when a pool is left with an exception: what ends the waits in which a thread asks nothing."""
+
 
 class Workers:
     """A pool of threads. A context manager: left with an exception, it drops what waits and stops what runs."""
@@ -32,6 +35,8 @@ class Workers:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self._stopped.set()
+            for stop in stoppers:
+                stop()
         self._pool.shutdown(cancel_futures=kind is not None)
 
     def submit(

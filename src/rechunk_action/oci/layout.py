@@ -139,14 +139,14 @@ class LayoutWriter(Stage):
         """The version that the image gets: a layout's tag need not be one, so it is the one that was asked for."""
         return version
 
-    def store_tables(self, layers: Sequence[Blob]) -> Mapping[str, str]:
-        """The labels by which the image finds its tables: none, as a layout has each beside its layer."""
-        del layers
+    def upload(self, layers: Sequence[Blob], advance: Advance) -> Mapping[str, str]:
+        """The labels by which the image finds its tables: none, as a layout has each beside its layer. All is here."""
+        del layers, advance
         return {}
 
-    def commit(self, manifest: Json, version: str | None, advance: Advance) -> str:
+    def commit(self, manifest: Json, version: str | None) -> str:
         """Make the image visible under the writer's tag, by one rename. Returns its name."""
-        del version, advance
+        del version
         if self.tag:
             manifest = manifest | {"annotations": {REF_NAME: self.tag}}
         self._index["manifests"] = [*(self._index.get("manifests") or []), manifest]

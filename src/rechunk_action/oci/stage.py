@@ -11,6 +11,7 @@ from typing import Self
 from rechunk_action.errors import InputError
 from rechunk_action.oci.image import MAX_JSON, Json, checked_digest, digest_of
 from rechunk_action.oci.table import Blob, Table, encode_table
+from rechunk_action.signals import undisturbed
 
 BLOBS = "blobs/sha256"
 TABLES = "rechunk-tables/v1"
@@ -38,7 +39,8 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._stage, ignore_errors=True)
+        with undisturbed():
+            shutil.rmtree(self._stage, ignore_errors=True)
 
     @property
     def scratch(self) -> Path:

@@ -30,7 +30,7 @@ from requests.utils import parse_header_links
 
 from rechunk_action.errors import AccessDenied, CorruptImage, EnvironmentLack, NotInRegistry, RegistryError
 from rechunk_action.progress import Advance
-from rechunk_action.registry.reference import valid_digest
+from rechunk_action.registry.reference import valid_digest, valid_tag
 from rechunk_action.registry.session import Access, Answer, Fault, Session, join
 from rechunk_action.workers import checkpoint
 
@@ -97,7 +97,8 @@ class Repository:
         while query not in seen and len(seen) < MAX_PAGES:
             seen.add(query)
             answer = self._request("GET", f"tags/list?{query}", self._pull)
-            if answer.status == _NOT_FOUND and len(seen) == 1:
+            # Anything may answer 404; that there is no such repository is for a registry to say.
+            if answer.status == _NOT_FOUND and answer.codes and len(seen) == 1:
                 return []
             if answer.status != _OK:
                 raise self.session.unexpected(answer, f"the question for the tags of {self}")
@@ -274,7 +275,7 @@ def _parse_tags(answer: Answer, name: str) -> list[str]:
     try:
         tags = json.loads(answer.body)["tags"] or []  # null where all were deleted
         if isinstance(tags, list):
-            return [str(tag) for tag in tags]
+            return [tag for tag in map(str, tags) if valid_tag(tag)]
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise RegistryError(f"the list of tags of {name} is malformed: see whether the reference names a registry")

@@ -38,6 +38,7 @@ class Found:
 
     credentials: Credentials | None
     where: str
+    given: bool = False
 
 
 ANONYMOUS = Found(None, "no credentials")
@@ -56,7 +57,7 @@ def find_credentials(
     Raises `InputError` for a damaged file, `EnvironmentLack` or `RegistryError` for a helper that cannot be asked.
     """
     if given is not None:
-        return Found(given, f"the given credentials of {given.username!r}")
+        return Found(given, f"the given credentials of {given.username!r}", given=True)
     for path in auth_files(environment, os.geteuid() if uid is None else uid):
         config = _read(path)
         if config is not None and (found := _in_file(config, path, host, repository)) is not None:

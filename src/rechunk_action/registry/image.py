@@ -14,6 +14,9 @@ from rechunk_action.registry.client import Repository
 from rechunk_action.registry.tables import MAX_STORED, find_tables
 from rechunk_action.tree.entry import ROOT, UNKNOWN_MODE, Entry
 
+LOST = "the registry does not have it any more"
+"""The problem of a layer that is gone."""
+
 
 class RegistryBlobs:
     """The blobs of a repository. `tables` has the descriptors of the layers' stored tables, by the layers' digests."""
@@ -45,9 +48,12 @@ class RegistryBlobs:
         """A layer that the registry has lost gets a table that says so: it cannot be kept, and its files are written
         again.
         """
-        if not self.repository.has_blob(blob.digest, blob.size):
-            lost = "the registry does not have it any more"
-            return Table({ROOT: Entry("d", UNKNOWN_MODE, 0, 0)}, problem=lost, diff_id=blob.diff_id)
+        try:
+            there = self.repository.has_blob(blob.digest, blob.size)
+        except CorruptImage:  # of another size
+            there = False
+        if not there:
+            return Table({ROOT: Entry("d", UNKNOWN_MODE, 0, 0)}, problem=LOST, diff_id=blob.diff_id)
         stored = self.tables.get(blob.digest)
         if stored is None:
             return None

@@ -29,16 +29,18 @@ from dataclasses import dataclass, replace
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Self, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
+from weakref import WeakSet
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
 from rechunk_action import __version__
 from rechunk_action.errors import AccessDenied, InputError, RegistryError, RegistryUnavailable
 from rechunk_action.registry.credentials import ANONYMOUS, Found
 from rechunk_action.registry.reference import API_HOSTS
-from rechunk_action.workers import checkpoint
+from rechunk_action.workers import checkpoint, stoppers
 
 CONNECTIONS = 16
 """Connections to a host that are kept for another request: as many as threads that work in parallel."""
@@ -130,6 +132,11 @@ class Answer:
     body: bytes
 
     @property
+    def codes(self) -> list[str]:
+        """The distribution API's error codes; none where the answer is not a registry's."""
+        return [str(error.get("code")) for error in _errors(self.body)]
+
+    @property
     def said(self) -> str:
         """The server's words: the distribution API's errors, or a text."""
         errors = _errors(self.body)
@@ -157,12 +164,14 @@ class Session:
         self._challenge = _NO_CHALLENGE
         self._tokens: dict[Access, _Token] = {}
         self._lock = threading.Lock()
-        self._http = _Http()
+        self._http = _Http(self.patience.timeouts[1])
 
     def __enter__(self) -> Self:
+        stoppers.append(self._http.hang_up)
         return self
 
     def __exit__(self, *_: object) -> None:
+        stoppers.remove(self._http.hang_up)
         self._http.close()
 
     def request(
@@ -385,7 +394,7 @@ class Session:
         act = "pushing to" if access.push else "pulling from"
         return AccessDenied(
             f"{self.host} denies {act} {self.host}/{access.repository} with {self._found.where}"
-            f"{self._quote(answer)}: {_remedy(self.host, push=access.push)}"
+            f"{self._quote(answer)}: {_remedy(self.host, self._found, push=access.push)}"
         )
 
     def _quote(self, answer: Answer) -> str:
@@ -505,14 +514,27 @@ class _Http(requests.Session):
     from ~/.netrc, which is taken where there is no authentication; no cookies; no proxy on the way to loopback.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, silence: float) -> None:
+        """`silence`: seconds that a connection may be silent, while it sends, too (urllib3 has those of connecting)."""
         super().__init__()
+        self._opened: WeakSet[Any] = WeakSet()
         self.auth = lambda request: request
         self.headers.clear()
         self.headers.update({"User-Agent": f"rechunk-action/{__version__}", "Accept-Encoding": "identity"})
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         for scheme in ("https://", "http://"):
-            self.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
+            adapter = HTTPAdapter(pool_maxsize=CONNECTIONS)
+            adapter.poolmanager.pool_classes_by_scheme = {
+                "http": _tracked(HTTPConnectionPool, silence, self._opened),
+                "https": _tracked(HTTPSConnectionPool, silence, self._opened),
+            }
+            self.mount(scheme, adapter)
+
+    def hang_up(self) -> None:
+        """Break all connections: who waits for an answer is to stop, and would not notice otherwise."""
+        for connection in list(self._opened):
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         del resp
@@ -522,6 +544,18 @@ class _Http(requests.Session):
         if is_loopback(_host_of(str(url))):
             merged["proxies"] = {}
         return merged
+
+
+def _tracked(pool: type[HTTPConnectionPool], silence: float, opened: WeakSet[Any]) -> type[HTTPConnectionPool]:
+    """A pool whose connections can be found while they are open."""
+
+    class Connection(pool.ConnectionCls):  # type: ignore[name-defined,misc]  # a class of the pool's choice
+        def connect(self) -> None:
+            super().connect()
+            self.sock.settimeout(silence)
+            opened.add(self)
+
+    return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
 
 
 def _retry_after(header: str) -> float:
@@ -534,7 +568,9 @@ def _retry_after(header: str) -> float:
         return 0.0
 
 
-def _remedy(host: str, *, push: bool) -> str:
+def _remedy(host: str, found: Found, *, push: bool) -> str:
+    if found.given and host != "ghcr.io":
+        return "check the user name and the password, and whether that user may do it"
     if host == "ghcr.io":
         return (
             f"in a workflow, give the job `permissions: packages: {'write' if push else 'read'}` and, for a package "

@@ -81,7 +81,7 @@ def _missing(name: Name, asked: Sequence[Store], lacks: Sequence[str]) -> str:
     remedy = f"did you mean {' or '.join(near)}?" if near else "build it first, or name it as its tool lists it"
     if os.geteuid() and name.transport != "docker-daemon":
         lacks = [*lacks, "root's podman storage is for root to read (sudo)"]
-    others = f" Not asked: {'; '.join(lacks)}." if lacks else ""
+    others = f" (not asked: {'; '.join(lacks)})" if lacks else ""
     return f"there is no image {name.place} in {' or '.join(map(str, asked))}: {remedy}{others}"
 
 

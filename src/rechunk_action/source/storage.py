@@ -17,6 +17,7 @@ import json
 import os
 import pwd
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from rechunk_action.errors import EnvironmentLack, InputError
 from rechunk_action.oci.image import MANIFEST, Image, Json, digest_of, host_architecture, load_image
 from rechunk_action.oci.layout import read_image
 from rechunk_action.oci.table import Blob, Table
+from rechunk_action.signals import undisturbed
 from rechunk_action.source import Source
 from rechunk_action.source.directory import DirectorySource
 from rechunk_action.source.image import ImageSource
@@ -107,8 +109,9 @@ class PodmanStorage:
                 yield os.fsdecode(mounting.output()).strip()
             finally:
                 # When we are cancelled while podman is at it, only its exit status tells whether it has counted us.
-                if mounting.end() == 0:
-                    run(self._account, "podman", kind, "unmount", name)
+                with undisturbed():
+                    if mounting.end() == 0:
+                        run(self._account, "podman", kind, "unmount", name)
 
     @contextmanager
     def _mountable(self, image_id: str) -> Iterator[tuple[str, str]]:
@@ -117,12 +120,14 @@ class PodmanStorage:
         if not any(image["Id"] == image_id and image.get("ReadOnly") for image in images):
             yield "image", image_id
             return
-        create = ("podman", "create", "--image-volume=ignore", "--network=none", image_id, "true")
-        container = run(self._account, *create).decode().strip()
+        container = f"rechunk-{secrets.token_hex(8)}"
+        create = ("podman", "create", "--name", container, "--image-volume=ignore", "--network=none", image_id, "true")
         try:
+            run(self._account, *create)
             yield "container", container
         finally:
-            run(self._account, "podman", "rm", container)
+            with undisturbed():
+                run(self._account, "podman", "rm", "--ignore", container)
 
     def _copied(self, image_id: str, scratch: Path) -> Image:
         """An image with its layers where we can read them."""
