@@ -472,8 +472,8 @@ def _check_order(previous: Previous, version: str, options: BuildOptions, progre
     was, is_ = scheme.key(newest), scheme.key(version)
     if was and is_ and was > is_:
         progress.notice(
-            f"version {version} is older than {newest}, which it is an update of: where these are two streams of versions, "
-            "give each a repository of its own, or name the previous image"
+            f"version {version} is older than {newest}, which it is an update of: where these are two streams of "
+            "versions, give each a repository of its own, or name the previous image"
         )
 
 
