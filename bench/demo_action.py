@@ -23,7 +23,7 @@ from bench.series import SeriesError, require_root
 from bench.workflows import Done, Site
 from rechunk_action.report.compare import format_size
 from tests.containers import action_image, base
-from tests.oracles import Missing
+from tests.oracles import Missing, program
 
 EXAMPLE = "bazzite-dkub.yml"
 
@@ -36,6 +36,7 @@ def main() -> None:
     out: Path = parser.parse_args().out
     try:
         require_root()
+        _require_docker()
         run(out)
     except (SeriesError, Missing) as error:
         sys.exit(f"error: {error}")
@@ -67,6 +68,20 @@ def run(out: Path) -> None:
     CONSOLE.print(f"\nWhat the job's page shows is in {out}/summary.md, what users may read in {out}/changelog.md.")
 
 
+def overhead(done: Done) -> float:
+    """Seconds that the action took beside its report's phases: to find the image, start the container, clean up."""
+    steps = re.findall(r"Success - Main (?:Rechunk|Clean up) \[(?:(\d+)m)?([\d.]+)(ms|s)\]", done.log)
+    phases = re.findall(r"(?m)^\| \w+ \| ([\d.]+) s \|$", done.summary)
+    taken = sum(int(minutes or 0) * 60 + float(rest) / (1000 if unit == "ms" else 1) for minutes, rest, unit in steps)
+    return taken - sum(map(float, phases))
+
+
+def _require_docker() -> None:
+    docker = program("docker", "docker.io")
+    if subprocess.run([docker, "version"], check=False, capture_output=True).returncode != 0:
+        raise Missing("no docker daemon answers: start it (systemctl start docker), and run this again")
+
+
 def _archive(place: Path) -> Path:
     """The base image's root file system as an archive."""
     container = subprocess.run(["docker", "create", base(), "true"], check=True, text=True, stdout=subprocess.PIPE)
@@ -86,7 +101,7 @@ def _run(site: Site, title: str) -> Done:
     for line in done.log.splitlines():
         if step := re.search(r"(?:Success|Failure) - Main (.*)", line):
             print(f"  {step[1]}")
-    print(f"  in all {time.monotonic() - started:.1f} s")
+    print(f"  in all {time.monotonic() - started:.1f} s; the action's phases, and {overhead(done):.1f} s around them")
     return done
 
 

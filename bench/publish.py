@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     require_root()
-    trees = trees_of(options.series, parser)
+    trees = trees_of(os.path.abspath(options.series), parser)  # podman wants absolute paths
     try:
         found = measure(trees, options.pairs)
     except subprocess.CalledProcessError as error:
