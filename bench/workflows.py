@@ -39,7 +39,7 @@ REPORT = """
       - name: Write down what the action has told
         if: always()
         run: |
-          cp -r "$RUNNER_TEMP/rechunk-results/." "{place}" || true
+          cp "$RUNNER_TEMP"/rechunk-results.*/* "{place}" || true
           printf '%s' "$OUTPUTS" >"{place}/outputs.json"
         env:
           OUTPUTS: ${{{{ toJSON(steps.rechunk.outputs) }}}}

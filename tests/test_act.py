@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.demo_action import overhead
 from bench.workflows import BASE, Site
 from tests.containers import action_image, base
 from tests.oracles import program, run
@@ -63,6 +65,7 @@ def test_a_build_and_its_update(site: Site) -> None:
     (site.files / "etc/motd").write_text("two\n")
     second = site.run(EXAMPLE)
     assert (second.status, second.outputs["fresh"]) == (0, "false")
+    assert 0 < overhead(second) <= 5
     assert second.outputs["prev-ref"] == f"{site.repository}:{first.outputs['version']}@{first.outputs['digest']}"
     assert 0 < int(second.outputs["update-size"]) < 2000 < int(second.outputs["image-size"])
     assert re.search(r"Users download \d+\sbytes", second.summary)
@@ -130,7 +133,8 @@ def test_cancelled_it_leaves_nothing(site: Site, when: str) -> None:
         time.sleep(0.1)
         assert time.monotonic() - started < 7
     # act kills the step, and its cleaning step does not run either: what remains is what those have made.
-    assert {Path(path).name for path in site.scratch} <= {"rechunk", "held", "complaint"}
+    made = {"rechunk", "held", "complaint", "id", "security", "told", "version"}
+    assert {Path(path).name for path in site.scratch} <= made
     assert {tag for tag in tags(site) if tag in ("latest", "stable")} in (set(), {"latest", "stable"})
     again = site.run(EXAMPLE)
     assert again.status == 0
@@ -149,5 +153,19 @@ def test_a_killed_container_fails_the_step_and_leaves_nothing(site: Site) -> Non
                     if str(site.place) in run(docker, "inspect", container):
                         subprocess.run([docker, "kill", container], check=True, capture_output=True)
     assert process.returncode != 0
+    [error] = site.done(process.returncode, log).errors
+    assert "the container was killed" in error
     assert (site.containers, site.scratch) == ([], [])
     assert site.run(EXAMPLE).status == 0
+
+
+def test_demo_says_what_to_do_without_docker(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.demo_action", tmp_path / "out"],
+        env=os.environ | {"DOCKER_HOST": "unix:///nowhere"},
+        check=False,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode != 0
+    assert done.stderr == "error: no docker daemon answers: start it (systemctl start docker), and run this again\n"

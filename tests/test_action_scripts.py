@@ -102,6 +102,10 @@ class Runner:
             **more,
         }
 
+    @property
+    def results(self) -> list[Path]:
+        return sorted(self.temp.glob("rechunk-results.*"))
+
     def start(self, ref: str, **more: str) -> subprocess.Popen[str]:
         return self.machine.start("scripts/run-action", self.environment(ref, **more))
 
@@ -122,6 +126,12 @@ class Runner:
         real = shutil.which(program) or "/nowhere"
         (self.path / program).write_text(f"#!/bin/bash\nREAL={real}\n{script}\n")
         (self.path / program).chmod(0o755)
+
+    def shadow(self, functions: str) -> dict[str, str]:
+        """What has bash define functions before it runs a script, in the place of its own commands."""
+        file = self.path / "functions"
+        file.write_text(functions)
+        return {"BASH_ENV": str(file)}
 
     def containers(self) -> list[str]:
         return run("docker", "ps", "-aq", "--filter", f"label=rechunk-action.runner={self.temp}").split()
@@ -314,6 +324,15 @@ def test_source(runner: Runner, ref: str, source: str) -> None:
     assert f"source={source.format(**names)}" in text
 
 
+def test_tree_may_be_where_only_root_may_look(runner: Runner) -> None:
+    closed = runner.machine.place / "closed"
+    shutil.copytree(runner.machine.place / "one", closed / "tree")
+    closed.chmod(0o700)
+    status, text = runner.run(f"dir:{closed}/tree", **runner.stand_in('ls "${RECHUNK_SOURCE#dir:}"'))
+    assert status == 0, text
+    assert "oci-layout" in text
+
+
 def test_paths_may_be_relative_and_have_spaces(runner: Runner) -> None:
     shutil.copytree(runner.machine.place / "one", runner.workspace / "a, layout")
     status, text = runner.run("oci:a, layout", **runner.stand_in('cat "${RECHUNK_SOURCE#oci:}/oci-layout"'))
@@ -426,6 +445,8 @@ def test_rights_with_root_s_storage(runner: Runner) -> None:
 
 RECORDER = r"""
 case $1 in
+    version) echo "$CLIENT" ;;
+    info) echo "$SECURITY" ;;
     image) echo sha256:1111 ;;
     run) printf '%s\0' "$@" >"$RUNNER_TEMP/argv"; env --null >"$RUNNER_TEMP/environment" ;;
 esac
@@ -456,6 +477,51 @@ def test_secrets_are_no_arguments(runner: Runner) -> None:
     assert argv[-2:] == ["image", "action"]
 
 
+def test_docker_keeps_no_log(runner: Runner) -> None:
+    """What masks a secret names it. The output arrives nevertheless."""
+    show = 'echo "::add-mask::secret"; touch "$TMPDIR/started"; while [ -e "$TMPDIR/started" ]; do sleep 0.1; done'
+    process = runner.start("docker://ghcr.io/o/i", **runner.stand_in(show))
+    wait_for((runner.scratch / "started").exists, process)
+    [container] = runner.containers()
+    kept = subprocess.run(["docker", "logs", container], check=False, text=True, capture_output=True)
+    (runner.scratch / "started").unlink()
+    status, text = finished(process)
+    assert status == 0
+    assert "::add-mask::secret" in text
+    assert "secret" not in kept.stdout + kept.stderr
+
+
+@pytest.mark.parametrize(
+    ("client", "option"),
+    [
+        ("20.10.24+dfsg1", "bind-nonrecursive"),
+        ("24.0.7", "bind-nonrecursive"),
+        ("25.0.0", "bind-recursive=disabled"),
+        ("29.1.0-rc.1", "bind-recursive=disabled"),
+        ("", "bind-nonrecursive"),
+    ],
+)
+def test_every_docker_is_asked_in_its_own_words(runner: Runner, client: str, option: str) -> None:
+    argv, _ = recorded(runner, f"containers-storage:{ROOTS}", CLIENT=client)
+    [storage] = [argument for argument in argv if ',"target=/storage",' in argument]
+    assert storage.endswith(f",readonly,{option}")
+
+
+def test_labels_of_files(runner: Runner) -> None:
+    """Where SELinux keeps containers from files that are not labelled for them."""
+    ref = "docker://ghcr.io/o/i"
+    assert "label=disable" in recorded(runner, ref, SECURITY="[name=seccomp,profile=default name=selinux]")[0]
+    assert "label=disable" not in recorded(runner, ref, SECURITY="[name=seccomp,profile=default]")[0]
+
+
+@pytest.mark.parametrize("option", ["name=rootless", "name=userns"])
+def test_docker_in_a_user_namespace(runner: Runner, option: str) -> None:
+    runner.replace("docker", RECORDER)
+    status, text = runner.run("docker://ghcr.io/o/i", SECURITY=f"[name=seccomp,profile=default {option}]")
+    assert status == 3
+    assert "turn off rootless mode or userns-remap" in text
+
+
 @pytest.mark.parametrize(
     ("inputs", "network"),
     [
@@ -464,9 +530,14 @@ def test_secrets_are_no_arguments(runner: Runner) -> None:
         ({"INPUT_REPOSITORY": "localhost:5000/image"}, True),
         ({"INPUT_PREV_REF": "docker://127.0.0.1:5000/image:1"}, True),
         ({"INPUT_REPOSITORY": "[::1]:5000/image"}, True),
+        ({"HTTPS_PROXY": "http://proxy.example:3128"}, False),
+        ({"HTTPS_PROXY": "http://user:p@ss@127.0.0.1:3128/"}, True),
+        ({"http_proxy": "localhost:3128"}, True),
     ],
 )
-def test_the_machine_s_network_is_for_registries_on_it(runner: Runner, inputs: dict[str, str], network: bool) -> None:
+def test_the_machine_s_network_is_for_registries_and_proxies_on_it(
+    runner: Runner, inputs: dict[str, str], network: bool
+) -> None:
     argv, _ = recorded(runner, "docker://ghcr.io/o/i", **inputs)
     assert ("--network" in argv) == network
 
@@ -478,6 +549,42 @@ def test_container_image_is_pulled_with_patience(runner: Runner) -> None:
     assert status == 3
     assert "the container image mirror.example/action@sha256:1 cannot be had" in text
     assert (runner.temp / "pulls").read_text() == "pull --quiet mirror.example/action@sha256:1\n" * 3
+
+
+def test_container_images_of_other_versions_go(runner: Runner) -> None:
+    """Those of today stay: another runner may be about to start one."""
+    builder = (
+        'case $1 in image) [[ $2 = prune ]] && printf "%s " "$@" >"$RUNNER_TEMP/prune"; exit 1 ;; '
+        'build) echo "$BUILDX_BUILDER $*" >"$RUNNER_TEMP/build" ;; esac'
+    )
+    runner.replace("docker", builder)
+    status, text = runner.run("docker://ghcr.io/o/i")
+    assert status == 0, text
+    builder, _, built = (runner.temp / "build").read_text().partition(" ")
+    version = built.split("--tag rechunk-action:")[1].split()[0]
+    assert builder == "default"
+    assert f"--label rechunk-action.version={version} " in built
+    pruned = (runner.temp / "prune").read_text()
+    assert "--filter until=24h --filter label=rechunk-action.version " in pruned
+    assert f"--filter label!=rechunk-action.version={version} " in pruned
+
+
+def test_results_of_every_run_are_kept_apart(runner: Runner) -> None:
+    """One as root, one as the runner's user; and one that leaves none."""
+    write = 'id -u >"$RECHUNK_RESULTS/manifest.json"; mkdir "$RECHUNK_RESULTS/more"; touch "$TMPDIR/told"'
+    for ref in (ROOTS, DOCKERS):
+        status, text = runner.run(ref, **runner.stand_in(write))
+        assert status == 0, text
+        runner.clean()
+    assert {(path / "manifest.json").read_text() for path in runner.results} == {
+        "0\n",
+        f"{runner.machine.user.account.pw_uid}\n",
+    }
+    owners = {path.stat().st_uid for each in runner.results for path in (each, *each.rglob("*"))}
+    assert owners == {runner.machine.user.account.pw_uid}
+    assert runner.run(ROOTS, **runner.stand_in("true"))[0] == 0
+    runner.clean()
+    assert len(runner.results) == 2
 
 
 def test_logins_are_seen_and_not_written(runner: Runner) -> None:
@@ -497,6 +604,44 @@ def test_logins_are_seen_and_not_written(runner: Runner) -> None:
 def assert_nothing_left(runner: Runner) -> None:
     assert runner.containers() == []
     assert not runner.scratch.exists()
+
+
+@pytest.mark.parametrize("first", ["ps", "version", "info"])
+def test_cancelled_in_the_first_moments(runner: Runner, first: str) -> None:
+    sleep = ("sleep", f"{300_000 + os.getpid()}")
+    runner.replace("docker", f'[[ $1 != {first} ]] || exec {" ".join(sleep)}\nexec "$REAL" "$@"')
+    process = runner.start(DOCKERS, **runner.stand_in("true"))
+    wait_for(lambda: running(*sleep), process)
+    status, seconds = cancel(process)
+    (runner.path / "docker").unlink()
+    assert status == 130
+    assert seconds < SOON
+    assert not running(*sleep)
+    assert_nothing_left(runner)
+
+
+def test_time_is_over_before_the_container_runs(runner: Runner) -> None:
+    sleep = ("sleep", f"{400_000 + os.getpid()}")
+    runner.replace("docker", f'[[ $1 != save ]] || exec {" ".join(sleep)}\nexec "$REAL" "$@"')
+    # Minutes are seconds.
+    clock = runner.shadow('read() { [[ $1 != -rt ]] || set -- -rt "$(($2 / 60))"; builtin read "$@"; }')
+    status, text = runner.run(DOCKERS, INPUT_TIMEOUT="2", **clock, **runner.stand_in("true"))
+    assert status == 3
+    assert text.count("::error") == 1
+    assert "::error title=rechunk::not finished within 2 minutes" in text
+    assert "raise the input timeout" in text
+    assert not running(*sleep)
+    assert runner.clean(OUTCOME="failure") == ""
+    assert_nothing_left(runner)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "rest"), [("", "58"), ("30", "28"), ("1", "1"), ("0", "0"), ("soon", "soon"), ("-1", "-1")]
+)
+def test_time_that_remains_is_the_container_s(runner: Runner, timeout: str, rest: str) -> None:
+    later = runner.shadow("SECONDS=70")
+    _, environment = recorded(runner, "docker://ghcr.io/o/i", INPUT_TIMEOUT=timeout, **later)
+    assert environment["INPUT_TIMEOUT"] == rest
 
 
 def test_cancelled_while_the_container_image_is_built(runner: Runner) -> None:
@@ -569,6 +714,53 @@ def test_killed_container_leaves_no_mount(runner: Runner) -> None:
     assert_nothing_left(runner)
 
 
+@pytest.mark.parametrize("last", ["the last step", "the next run"])
+def test_killed_while_it_writes_it_leaves_no_half_of_an_image(runner: Runner, last: str) -> None:
+    (runner.workspace / ".out.settings").mkdir()
+    process = runner.start(
+        ROOTS, RECHUNK_ACTION_IMAGE=containers.action_image(), INPUT_OUTPUT="out", INPUT_FRESH="true"
+    )
+    wait_for(lambda: list(runner.workspace.glob(".out.????????/blobs")), process)
+    run("docker", "kill", *runner.containers())
+    assert finished(process)[0] == 137
+    if last == "the last step":
+        runner.clean(INPUT_OUTPUT="out")
+    else:
+        assert runner.run(ROOTS, INPUT_OUTPUT="out", **runner.stand_in("true"))[0] == 0
+    assert [path.name for path in runner.workspace.iterdir()] == [".out.settings"]
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "told"),
+    [
+        ("kill -KILL 1 $$", "failure", True),
+        ('touch "$TMPDIR/told"; exit 2', "failure", False),
+        ("exit 130", "cancelled", False),
+        ("true", "success", False),
+    ],
+)
+def test_every_failure_is_one_error(runner: Runner, script: str, outcome: str, told: bool) -> None:
+    _, text = runner.run("docker://ghcr.io/o/i", **runner.stand_in(script))
+    assert "::error" not in text
+    text = runner.clean(OUTCOME=outcome)
+    assert text.count("\n") == text.count("::error title=rechunk::") == told
+    assert ("use a runner with more memory" in text) == told
+
+
+def test_container_that_does_not_start_is_one_error(runner: Runner) -> None:
+    status, _ = runner.run("docker://ghcr.io/o/i", SSL_CERT_FILE="/no/where", **runner.stand_in("true"))
+    assert status == 125
+    assert "the container could not be started" in runner.clean(OUTCOME="failure")
+
+
+@pytest.mark.parametrize("wrong", [{"INPUT_REF": ""}, {"DOCKER_HOST": "unix:///nowhere"}])
+def test_what_is_told_is_told_once(runner: Runner, wrong: dict[str, str]) -> None:
+    status, text = finished(runner.machine.start("scripts/run-action", runner.environment("x") | wrong))
+    assert status in (2, 3)
+    assert text.count("::error") == 1
+    assert "::error" not in runner.clean(OUTCOME="failure", **wrong)
+
+
 @contextmanager
 def shell_in_action_image() -> Iterator[str]:
     """The action's container image, but it runs the input `meta` as the stand-in does."""
@@ -617,7 +809,7 @@ def test_job_in_a_container(runner: Runner) -> None:
 
 
 def test_no_docker(runner: Runner) -> None:
-    for name in ("bash", "dirname", "env", "id", "realpath", "uname"):
+    for name in ("bash", "dirname", "env", "id", "mkdir", "realpath", "rm", "uname"):
         (runner.path / name).symlink_to(shutil.which(name) or "/nowhere")
     status, text = runner.run(ROOTS, PATH=str(runner.path))
     assert status == 3
@@ -631,7 +823,11 @@ def test_docker_that_does_not_answer(runner: Runner) -> None:
 
 
 def test_not_linux(runner: Runner) -> None:
+    """The bash of macOS knows less than others."""
+    older = runner.shadow('declare() { [[ $1 != -*A* ]] || exit 42; builtin declare "$@"; }\nenable -n mapfile\n')
     runner.replace("uname", "echo Darwin")
-    status, text = runner.run(ROOTS)
+    status, text = runner.run(ROOTS, **older)
     assert status == 3
+    assert text.count("\n") == 1
     assert "needs a Linux runner" in text
+    assert runner.clean(OUTCOME="failure", **older) == ""
