@@ -19,6 +19,7 @@ import pytest
 from rechunk_action import __version__
 from rechunk_action.cli import main
 from rechunk_action.oci.layout import read_image
+from rechunk_action.signals import STOPPING
 from tests.support import as_nobody
 from tests.trees import CONTENTS
 
@@ -47,12 +48,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["rechunk-action", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in STOPPING}
         try:
             with pytest.raises(SystemExit) as end:
                 main()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             gc.enable()
         code = end.value.code
         assert isinstance(code, int)
