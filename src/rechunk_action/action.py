@@ -27,7 +27,6 @@ from actions_toolkit import core
 from rechunk_action.errors import InputError, Overdue
 from rechunk_action.oci.compression import parse_compression
 from rechunk_action.oci.image import Json
-from rechunk_action.options import SECRETS
 from rechunk_action.pipeline import Built
 from rechunk_action.progress import Advance, Progress
 from rechunk_action.registry.credentials import Credentials
@@ -66,8 +65,8 @@ def run(build: Build, inputs: dict[str, Any], environment: Mapping[str, str], *,
 
     Raises `Overdue` when it is over, and what `build` raises.
     """
-    for name in SECRETS[:1] + SECRETS[2:]:
-        mask(environment.get(f"INPUT_{name.upper()}", ""))
+    for name in ("INPUT_TOKEN", "INPUT_PASSWORD"):
+        mask(environment.get(name, ""))
     progress = ActionProgress(verbose=environment.get("RUNNER_DEBUG") == "1")
     given = translate(inputs, environment, progress.notice)
     with contextlib.ExitStack() as stack:

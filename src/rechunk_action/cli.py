@@ -124,7 +124,7 @@ def cli() -> None:
 @options.on_the_command_line
 @options.reporting
 def build(as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
-    report = _run_build(_progress(quiet, verbose), _credentials(os.environ), **given).report
+    report = _run_build(_progress(quiet, verbose), None, **given).report
     if as_json:
         _print_json(report)
         return
@@ -220,7 +220,7 @@ def action(timeout: int, **inputs: Any) -> None:
     run(_run_build, inputs, os.environ, timeout=timeout)
 
 
-def _run_build(  # an option is an argument
+def _run_build(
     progress: Progress,
     credentials: Credentials | None,
     *,
@@ -261,7 +261,7 @@ def _places(
     drop_bad_xattrs: bool = False,
     credentials: Credentials | None = None,
 ) -> Places:
-    """What opens names. Given credentials are for the registry of `published` alone."""
+    """What opens names. Credentials, given ones or the environment's, are for the registry of `published` alone."""
     return Places(
         os.environ,
         given=credentials or _credentials(os.environ),

@@ -254,7 +254,7 @@ def _with_version_tag(options: BuildOptions) -> BuildOptions:
     return replace(options, version=version)
 
 
-def _open_writer(options: BuildOptions, places: Places, progress: Progress) -> LayoutWriter | RegistryWriter:
+def _open_writer(options: BuildOptions, places: Places, progress: Progress) -> Writer:
     if options.output.transport == "oci":
         return LayoutWriter(options.output.path, options.output.tag)
     repository = places.repository(options.output.reference)

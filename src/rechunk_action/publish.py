@@ -51,7 +51,7 @@ class RegistryWriter(Stage):
         self._push = push
         self._notice = notice
         self._before = {tag: self._digest_at(tag) for tag in moving}
-        self._elsewhere: dict[str, tuple[Blobs, Blob]] = {}
+        self._elsewhere: dict[str, Blobs] = {}
         self._tables: dict[str, Json] = {}
         self._artifact: Json = {}
         if push:  # Every image here needs this blob. Who may not push had better know now than in the end.
@@ -73,7 +73,7 @@ class RegistryWriter(Stage):
                 self._tables[blob.digest] = blobs.tables[blob.digest]
                 return
         else:
-            self._elsewhere[blob.digest] = (blobs, blob)
+            self._elsewhere[blob.digest] = blobs
         self.store_table(blob, table)
 
     def upload(self, layers: Sequence[Blob], advance: Advance) -> Mapping[str, str]:
@@ -81,8 +81,7 @@ class RegistryWriter(Stage):
 
         `advance` is told of bytes of layers as they are sent.
         """
-        unique = list(dict.fromkeys(blob.digest for blob in layers))
-        sizes = {blob.digest: blob.size for blob in layers}
+        unique = {blob.digest: blob for blob in layers}
         for digest in unique:
             if digest not in self._tables:
                 stored = table_path(self._stage, digest).read_bytes()
@@ -91,7 +90,7 @@ class RegistryWriter(Stage):
         self._artifact = self.store_json(document, MANIFEST)
         if self._push:
             with Workers(UPLOADS) as workers:
-                for _ in workers.map(lambda digest: self._upload_layer(digest, sizes[digest], advance), unique):
+                for _ in workers.map(lambda blob: self._upload_layer(blob, advance), unique.values()):
                     pass
                 for _ in workers.map(self._upload_table, unique):
                     pass
@@ -136,21 +135,21 @@ class RegistryWriter(Stage):
                 "publishing again is safe"
             ) from None
 
-    def _upload_layer(self, digest: str, size: int, advance: Advance) -> None:
+    def _upload_layer(self, blob: Blob, advance: Advance) -> None:
         """Bring a layer into the repository, unless it is there already."""
-        path = blob_path(self._stage, digest)
-        origin = self._elsewhere.get(digest)
-        if not (origin or path.exists()) or self._has(digest, size):
+        path = blob_path(self._stage, blob.digest)
+        origin = self._elsewhere.get(blob.digest)
+        if not (origin or path.exists()) or self._has(blob):
             return
         if origin and not path.exists():
-            if self._mounted(digest, origin[0]):
+            if self._mounted(blob.digest, origin):
                 return
-            origin[0].fetch(origin[1], path)
-        self._repository.upload(digest, size, lambda: path.open("rb"), advance)
+            origin.fetch(blob, path)
+        self._repository.upload(blob.digest, blob.size, lambda: path.open("rb"), advance)
 
-    def _has(self, digest: str, size: int) -> bool:
+    def _has(self, blob: Blob) -> bool:
         try:
-            return self._repository.has_blob(digest, size)
+            return self._repository.has_blob(blob.digest, blob.size)
         except CorruptImage:  # It is there in another size: what is uploaded now may put it right.
             return False
 

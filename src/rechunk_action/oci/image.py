@@ -115,9 +115,13 @@ def parse(data: bytes, name: str, shape: type) -> Json:
 def checked_digest(digest: object) -> str:
     """A digest is part of a file name: take no other text for one."""
     text = str(digest)
-    if not _DIGEST.fullmatch(text):
+    if not valid_digest(text):
         raise CorruptImage(f"{text[:80]!r} is no sha256 digest; build the image again")
     return text
+
+
+def valid_digest(text: str) -> bool:
+    return _DIGEST.fullmatch(text) is not None
 
 
 def digest_of(data: bytes) -> str:

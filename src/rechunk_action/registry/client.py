@@ -29,20 +29,16 @@ import requests
 from requests.utils import parse_header_links
 
 from rechunk_action.errors import AccessDenied, CorruptImage, EnvironmentLack, NotInRegistry, RegistryError
+from rechunk_action.oci.image import INDEXES, MANIFESTS, digest_of, valid_digest
 from rechunk_action.progress import Advance
-from rechunk_action.registry.reference import valid_digest, valid_tag
+from rechunk_action.registry.reference import valid_tag
 from rechunk_action.registry.session import Access, Answer, Fault, Session, join
 from rechunk_action.workers import checkpoint
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-MANIFEST_TYPES = (
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-)
+MANIFEST_TYPES = (*MANIFESTS, *INDEXES)
 """What is accepted as a manifest. A registry says 404 where it has only others."""
 
 CHUNK = 4 << 20
@@ -128,7 +124,7 @@ class Repository:
             return None
         if answer.status != _OK:
             raise self.session.unexpected(answer, f"the question for the manifest {reference} of {self}")
-        digest = _sha256(answer.body)
+        digest = digest_of(answer.body)
         self._compare(answer.headers.get("Docker-Content-Digest", ""), digest)
         self._compare(reference, digest)
         return Manifest(answer.body, _media_type(answer), digest)
@@ -139,7 +135,7 @@ class Repository:
         answer = self._request("PUT", f"manifests/{reference}", self._push, headers=headers, body=data)
         if answer.status not in (_CREATED, _OK):
             raise self.session.unexpected(answer, f"the manifest {reference} for {self}")
-        digest = _sha256(data)
+        digest = digest_of(data)
         self._compare(answer.headers.get("Docker-Content-Digest", ""), digest)
         return digest
 
@@ -209,7 +205,7 @@ class Repository:
 
     def upload_bytes(self, data: bytes) -> str:
         """Store a small blob. Returns its digest."""
-        digest = _sha256(data)
+        digest = digest_of(data)
         self.upload(digest, len(data), lambda: io.BytesIO(data))
         return digest
 
@@ -254,10 +250,6 @@ _OK, _CREATED, _ACCEPTED, _NO_CONTENT, _PARTIAL, _NOT_FOUND = 200, 201, 202, 204
 _ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-
-
-def _sha256(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def location_of(answer: Answer, repository: Repository) -> str:

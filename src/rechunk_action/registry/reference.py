@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from rechunk_action.errors import InputError
+from rechunk_action.oci.image import valid_digest
 
 API_HOSTS = {"docker.io": "registry-1.docker.io"}
 """Hosts whose registry is served by another one."""
@@ -64,14 +65,9 @@ def valid_tag(text: str) -> bool:
     return _TAG.fullmatch(text) is not None
 
 
-def valid_digest(text: str) -> bool:
-    return _DIGEST.fullmatch(text) is not None
-
-
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?")
 _REPOSITORY = re.compile(r"{0}(?:/{0})*".format(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"))
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LONGEST_REPOSITORY = 255
 
 
