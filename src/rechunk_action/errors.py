@@ -37,10 +37,18 @@ class EnvironmentLack(RechunkError):
     exit_code = 3
 
 
+class WorkspaceFull(EnvironmentLack):
+    """Scratch space has nearly run out while work was going on in it."""
+
+
 class VerificationFailed(RechunkError):
     """The image, merged as clients merge it, is not the tree."""
 
     exit_code = 5
+
+
+class EngineFailed(RechunkError):
+    """The engine's container failed."""
 
 
 class Overdue(EnvironmentLack):

@@ -6,17 +6,15 @@ in there is read in place.
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-import docker
-from docker.errors import APIError, DockerException, ImageNotFound
-from requests.exceptions import RequestException
+from docker.errors import APIError, ImageNotFound
 
-from rechunk_action.errors import EnvironmentLack, InputError
+from rechunk_action.docker_daemon import connected
+from rechunk_action.errors import InputError
 from rechunk_action.oci.image import Image
 from rechunk_action.source import Source
 from rechunk_action.source.archive import saved_image
@@ -33,13 +31,13 @@ class DockerStore:
     transport = "docker-daemon"
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = dict(environment)
+        self._environment = environment
 
     def __str__(self) -> str:
         return "docker"
 
     def find(self, image: str) -> str | None:
-        with self._client() as client:
+        with connected(self._environment) as client:
             try:
                 return str(client.images.get(image).id).removeprefix("sha256:")
             except ImageNotFound:
@@ -50,7 +48,7 @@ class DockerStore:
                 raise
 
     def names(self) -> list[str]:
-        with self._client() as client:
+        with connected(self._environment) as client:
             return [name for image in client.images.list() for name in image.tags]
 
     @contextmanager
@@ -67,7 +65,7 @@ class DockerStore:
     def _saved(self, image_id: str, scratch: Path) -> Path:
         """The archive that the daemon writes of an image."""
         with (
-            self._client(_PATIENCE) as client,
+            connected(self._environment, timeout=_PATIENCE) as client,
             tempfile.NamedTemporaryFile(dir=scratch, suffix=".tar", delete=False) as archive,
         ):
             image = client.images.get(f"sha256:{image_id}")
@@ -75,39 +73,3 @@ class DockerStore:
             for piece in image.save():
                 archive.write(piece)
         return Path(archive.name)
-
-    @contextmanager
-    def _client(self, timeout: int = 60) -> Iterator[docker.DockerClient]:
-        """The daemon, while it answers."""
-        self._check_socket()
-        try:
-            with closing(docker.from_env(timeout=timeout, environment=self._environment)) as client:
-                yield client
-        except APIError as error:
-            raise EnvironmentLack(f"docker failed ({error.explanation}): see what its daemon has logged") from None
-        except (DockerException, RequestException) as error:
-            raise EnvironmentLack(
-                f"{self._host} does not answer as docker should ({error}): see how it fares (systemctl status docker)"
-            ) from None
-
-    def _check_socket(self) -> None:
-        """The SDK tells little of a daemon that cannot be reached, and leaves its socket open."""
-        scheme, _, path = self._host.partition("://")
-        if scheme != "unix":
-            return
-        with socket.socket(socket.AF_UNIX) as tried:
-            try:
-                tried.connect(path)
-            except PermissionError:
-                raise EnvironmentLack(
-                    f"no right to use {self._host}: run this as root (sudo), or as a member of group docker"
-                ) from None
-            except OSError as error:
-                raise EnvironmentLack(
-                    f"docker does not run: {self._host} cannot be reached ({error.strerror}); "
-                    "start it (systemctl start docker), or name another one in DOCKER_HOST"
-                ) from None
-
-    @property
-    def _host(self) -> str:
-        return self._environment.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
