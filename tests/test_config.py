@@ -58,7 +58,7 @@ def config(source: dict[str, Any] | None = None, **options: Any) -> dict[str, An
 
 def labels(inherited: dict[str, str] | None = None, *changes: str, **options: Any) -> dict[str, str]:
     defaults: dict[str, Any] = {"version": None, "created": 0, "chunks": 3, "prev_ref": None, "engine": "delta"}
-    defaults["tables"] = {}
+    defaults["own"] = {}
     return image_labels(inherited or {}, changes, **defaults | options)
 
 
@@ -157,6 +157,11 @@ def test_labels_of_the_built_image_stay() -> None:
     assert labels({"a": "1", "ostree.bootable": "true"}).items() >= {"a": "1", "ostree.bootable": "true"}.items()
 
 
+@pytest.mark.parametrize("label", ["ostree.linux", "dev.hhd.rechunk.info"])
+def test_labels_that_were_true_of_a_base_image_go(label: str) -> None:
+    assert label not in labels({label: "6.17"})
+
+
 @pytest.mark.parametrize("label", ["ostree.final-diffid", "ostree.commit"])
 def test_labels_that_lie_about_the_format_go(label: str) -> None:
     assert label not in labels({label: "sha256:1"})
@@ -199,11 +204,21 @@ def test_the_version_of_the_built_image_stays_unless_a_new_one_is_given() -> Non
         ("a-", "a", None),
         ("never-there-", "never-there", None),
         ("containers.bootc-", "containers.bootc", None),
-        ("org.opencontainers.image.version=7", "org.opencontainers.image.version", "7"),
     ],
 )
 def test_changes_to_labels_win(change: str, label: str, value: str | None) -> None:
     assert labels({"a": "1"}, change, version="42").get(label) == value
+
+
+def test_no_label_says_another_version_than_the_one_that_is_published() -> None:
+    change = "org.opencontainers.image.version=latest.20261127"
+    assert labels({}, change, version="42")["org.opencontainers.image.version"] == "42"
+    assert labels({}, change)["org.opencontainers.image.version"] == "latest.20261127"
+
+
+def test_what_the_format_of_the_image_wants_wins() -> None:
+    own = {"ostree.commit": "new", "a": "own"}
+    assert labels({"ostree.commit": "old"}, "a=mine", own=own).items() >= own.items()
 
 
 def test_changes_to_labels_are_made_in_order() -> None:
@@ -222,12 +237,14 @@ def test_other_changes_to_labels_are_refused(change: str) -> None:
 
 def test_a_manifest_lists_layers_as_oci_names_them() -> None:
     blobs = [Blob(f"sha256:{number}", number, media_type) for number, media_type in enumerate(MEDIA_TYPES)]
-    made = image_manifest({"mediaType": "x", "digest": "sha256:c", "size": 9}, blobs, {"b": "2", "a": "1"})
+    layers = [(blob, {"note": "n"} if blob is blobs[0] else {}) for blob in blobs]
+    made = image_manifest({"mediaType": "x", "digest": "sha256:c", "size": 9}, layers, {"b": "2", "a": "1"})
     assert (made["schemaVersion"], made["mediaType"]) == (2, MANIFEST)
     assert made["config"] == {"mediaType": CONFIG, "digest": "sha256:c", "size": 9}
     assert [(layer["digest"], layer["size"]) for layer in made["layers"]] == [
         (blob.digest, blob.size) for blob in blobs
     ]
+    assert [layer.get("annotations") for layer in made["layers"]] == [{"note": "n"}, *[None] * (len(blobs) - 1)]
     assert {layer["mediaType"] for layer in made["layers"]} <= {key for key in MEDIA_TYPES if ".oci." in key}
     assert list(made["annotations"]) == ["a", "b"]
 

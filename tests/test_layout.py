@@ -54,7 +54,8 @@ def add_image(writer: LayoutWriter, *layers: Packed) -> dict[str, Any]:
     config = image_config(
         None, labels={}, history=["" for _ in blobs], diff_ids=[blob.diff_id for blob in blobs], created=0
     )
-    return writer.store_json(image_manifest(writer.store_json(config, CONFIG), blobs, {}), MANIFEST)
+    stored = writer.store_json(config, CONFIG)
+    return writer.store_json(image_manifest(stored, [(blob, {}) for blob in blobs], {}), MANIFEST)
 
 
 def build(layout: Path, tag: str | None, *layers: Packed) -> None:
@@ -516,7 +517,8 @@ def keep(image: Image, output: Path) -> None:
         for blob, layer in zip(image.layers, (ONE, TWO), strict=True):
             writer.keep(image, blob, layer.read())
         config = writer.store_json(image.config, CONFIG)
-        writer.commit(writer.store_json(image_manifest(config, image.layers, {}), MANIFEST), None)
+        manifest = image_manifest(config, [(blob, {}) for blob in image.layers], {})
+        writer.commit(writer.store_json(manifest, MANIFEST), None)
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same layout", "another layout"])

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rechunk_action.errors import CorruptImage, InputError
 from rechunk_action.oci.compression import Compression
-from rechunk_action.oci.table import Blob, read_table
+from rechunk_action.oci.table import Blob, decode_table, read_table
 from rechunk_action.oci.tar import BLOCK, END, REGULAR, header
 from rechunk_action.tree.entry import EMPTY_DIGEST, UNKNOWN_MODE, Entry, new_digest
 from tests.support import (
@@ -79,6 +80,16 @@ def test_a_table_survives_storing() -> None:
     read = table(file("a/b", b"1", xattrs={"user.a": b"\0"}), file("a/.wh.c"), hardlink("d", "a/b"))
     stored = msgspec.msgpack.decode(msgspec.msgpack.encode(read), type=type(read))
     assert msgspec.to_builtins(stored) == msgspec.to_builtins(read)
+
+
+def test_a_table_that_was_stored_before_there_were_formats_is_one_of_plain_layers() -> None:
+    layer = pack(archive(file("a/b", b"1")))
+    fields = msgspec.msgpack.encode(msgspec.to_builtins(layer.read(), builtin_types=[bytes])[:6])
+    stored = zstandard.ZstdCompressor().compress(fields)
+    found = decode_table(stored, layer.blob)
+    assert found is not None
+    assert msgspec.to_builtins(found) == msgspec.to_builtins(layer.read())
+    assert decode_table(stored, layer.blob, "ostree") is None
 
 
 # What the manifest says of the blob

@@ -24,8 +24,18 @@ CHUNKED_LABEL = "ostree.final-diffid"
 """Its presence makes clients read the first layer as an OSTree commit (ostree-ext, store.rs)."""
 
 FORMAT_LABELS = (CHUNKED_LABEL, "ostree.commit")
+
+PLAN_LABEL = "dev.hhd.rechunk.info"
+"""Holds hhd-dev/rechunk's plan of an image's layers."""
+
+STALE_LABELS = (*FORMAT_LABELS, "ostree.linux", PLAN_LABEL)
+"""What the tool that made a base image said of its layers and its kernel: true of the built image no more, and a wrong
+kernel there has kept machines from booting."""
+
 VERSION_LABEL = "org.opencontainers.image.version"
 CREATED_LABEL = "org.opencontainers.image.created"
+DESCRIPTION_LABEL = "org.opencontainers.image.description"
+REVISION_LABEL = "org.opencontainers.image.revision"
 
 _RUN_KEYS = (
     "User",
@@ -80,6 +90,19 @@ def history_comment(image: Image, layer: int) -> str:
     return str(entries[layer].get("comment") or entries[layer].get("created_by") or "")
 
 
+def layer_name(image: Image, layer: int) -> str:
+    """What is in a layer, for people: packages, where an image names them (OSTree-chunked ones do), else what its
+    history says.
+    """
+    notes = image.manifest["layers"][layer].get("annotations") or {}
+    names = [name for name in notes.get("ostree.components", "").split(",") if name]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more or history_comment(image, layer)
+
+
+_NAMED = 3
+
+
 def image_config(
     source: Json | None,
     *,
@@ -105,14 +128,18 @@ def image_config(
     }
 
 
-def image_manifest(config: Json, layers: Sequence[Blob], annotations: Mapping[str, str]) -> Json:
-    """The new image's manifest. `config` is the stored config's descriptor."""
+def image_manifest(
+    config: Json, layers: Sequence[tuple[Blob, Mapping[str, str]]], annotations: Mapping[str, str]
+) -> Json:
+    """The new image's manifest. `config` is the stored config's descriptor, layers come with their annotations."""
     return {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "config": config | {"mediaType": CONFIG},
         "layers": [
-            {"mediaType": oci_type(blob.media_type), "digest": blob.digest, "size": blob.size} for blob in layers
+            {"mediaType": oci_type(blob.media_type), "digest": blob.digest, "size": blob.size}
+            | ({"annotations": dict(sorted(notes.items()))} if notes else {})
+            for blob, notes in layers
         ],
         "annotations": dict(sorted(annotations.items())),
     }
@@ -134,27 +161,28 @@ def image_labels(
     chunks: int,
     prev_ref: str | None,
     engine: str,
-    tables: Mapping[str, str],
+    own: Mapping[str, str],
 ) -> dict[str, str]:
-    """The new image's labels: those of the built image, ours, and the user's changes (`K=V`, `K-`), which win.
+    """The new image's labels: those of the built image, the user's changes to them (`K=V`, `K-`), and ours.
 
-    `tables` are those by which the image finds the tables of its layers.
+    A version is what the image is published as, so no label says another. (docker/metadata-action makes one up.)
+    `own` are those that this image's format or place wants: they tell the truth, and nothing overrides them.
 
     Raises `InputError` for a change that is neither.
     """
     labels = {
-        key: value for key, value in inherited.items() if key not in FORMAT_LABELS and not key.startswith("rechunk.")
+        key: value for key, value in inherited.items() if key not in STALE_LABELS and not key.startswith("rechunk.")
     }
     labels["containers.bootc"] = labels.get("containers.bootc", "1")
     labels[CREATED_LABEL] = _timestamp(created)
-    if version:
-        labels[VERSION_LABEL] = version
     for key, value in map(label_change, changes):
         if value is None:
             labels.pop(key, None)
         else:
             labels[key] = value
-    labels |= {"rechunk.version": __version__, "rechunk.chunks": str(chunks), "rechunk.engine": engine, **tables}
+    if version:
+        labels[VERSION_LABEL] = version
+    labels |= {"rechunk.version": __version__, "rechunk.chunks": str(chunks), "rechunk.engine": engine, **own}
     if prev_ref:
         labels["rechunk.prev-ref"] = prev_ref
     return labels

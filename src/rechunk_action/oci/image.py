@@ -48,8 +48,8 @@ class Blobs(Protocol):
         """Put a layer's blob, checked, where no file is yet or the same blob already is."""
         ...
 
-    def table(self, blob: Blob) -> Table | None:
-        """The stored table of a layer, None where there is none that can be read."""
+    def table(self, blob: Blob, format_: str = "") -> Table | None:
+        """The stored table of a layer, None where there is none of this format that can be read."""
         ...
 
 
@@ -166,6 +166,7 @@ class _Layer(TypedDict):
     digest: str
     size: int
     mediaType: str
+    annotations: NotRequired[dict[str, str] | None]
 
 
 class _Manifest(TypedDict):

@@ -9,10 +9,12 @@ every build without telling anyone anything, and OSTree clients show none.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from msgspec.structs import replace
 
 from rechunk_action.errors import InputError
 from rechunk_action.oci import tar
@@ -82,14 +84,44 @@ def write_layer(
     `newest` clamps the files' mtimes (seconds since 1970). Raises `InputError` when a file changes while it is read.
     """
     known = None if all(entry.digest for path in plan.paths if (entry := tree[path]).kind == "f") else tree
+    blob = compress(_archive(plan, tree, contents, newest), path, compression, level, threads)
+    with path.open("rb") as written:
+        table = read_table(written, blob, limit=None, known=known)
+    return Written(replace(blob, diff_id=table.diff_id), table, path)
+
+
+def compress(archive: Iterable[bytes], path: Path, compression: Compression, level: int, threads: int) -> Blob:
+    """Write the pieces of an archive to a new file, compressed. The blob's diff ID is left open."""
     with path.open("xb") as file:
         out = _Output(file, compression.compressor(level, threads))
-        for piece in _archive(plan, tree, contents, newest):
+        for piece in archive:
             out.write(piece)
         digest, size = out.close()
-    with path.open("rb") as written:
-        table = read_table(written, Blob(digest, size, compression.media_type), limit=None, known=known)
-    return Written(Blob(digest, size, compression.media_type, table.diff_id), table, path)
+    return Blob(digest, size, compression.media_type)
+
+
+def structure(directories: Iterable[str], whiteouts: Iterable[str], tree: Tree) -> Iterator[bytes]:
+    """What an archive starts with: the headers of directories, parents first, then of what it removes."""
+    for path in directories:
+        yield header(f"{path}/" if path else "./", tar.DIRECTORY, tree[path])
+    for path in whiteouts:
+        parent, slash, name = path.rpartition("/")
+        yield tar.header(f"{parent}{slash}{WHITEOUT}{name}", tar.REGULAR, mode=0, uid=0, gid=0)
+
+
+def header(name: str, typeflag: bytes, entry: Entry, *, mtime: int = 0, size: int = 0, linkname: str = "") -> bytes:
+    """The header of one entry in an archive."""
+    return tar.header(
+        name,
+        typeflag,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        mtime=mtime,
+        size=size,
+        linkname=linkname,
+        xattrs=() if typeflag == tar.HARDLINK else entry.xattrs,
+    )
 
 
 class _Output:
@@ -130,43 +162,24 @@ class _Output:
 
 
 def _archive(plan: LayerPlan, tree: Tree, contents: Contents, newest: int | None) -> Iterator[bytes]:
-    for path in plan.directories:
-        entry = tree[path]
-        yield _header(f"{path}/" if path else "./", tar.DIRECTORY, entry)
-    for path in plan.whiteouts:
-        parent, slash, name = path.rpartition("/")
-        yield tar.header(f"{parent}{slash}{WHITEOUT}{name}", tar.REGULAR, mode=0, uid=0, gid=0)
+    yield from structure(plan.directories, plan.whiteouts, tree)
     first_of: dict[str, str] = {}
     for path in plan.paths:
         entry = tree[path]
         mtime = entry.mtime if newest is None else min(entry.mtime, newest)
         if entry.kind == "l":
-            yield _header(path, tar.SYMLINK, entry, mtime=mtime, linkname=entry.target)
+            yield header(path, tar.SYMLINK, entry, mtime=mtime, linkname=entry.target)
         elif entry.group in first_of:
             first = first_of[entry.group]
             entry.digest = tree[first].digest
-            yield _header(path, tar.HARDLINK, entry, mtime=mtime, linkname=first)
+            yield header(path, tar.HARDLINK, entry, mtime=mtime, linkname=first)
         else:
             if entry.group:
                 first_of[entry.group] = path
-            yield _header(path, tar.REGULAR, entry, mtime=mtime, size=entry.size)
+            yield header(path, tar.REGULAR, entry, mtime=mtime, size=entry.size)
             if entry.size:
                 yield from _content(path, entry, contents)
     yield tar.END
-
-
-def _header(name: str, typeflag: bytes, entry: Entry, *, mtime: int = 0, size: int = 0, linkname: str = "") -> bytes:
-    return tar.header(
-        name,
-        typeflag,
-        mode=entry.mode,
-        uid=entry.uid,
-        gid=entry.gid,
-        mtime=mtime,
-        size=size,
-        linkname=linkname,
-        xattrs=() if typeflag == tar.HARDLINK else entry.xattrs,
-    )
 
 
 def _content(path: str, entry: Entry, contents: Contents) -> Iterator[bytes]:

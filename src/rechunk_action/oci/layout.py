@@ -77,9 +77,9 @@ class LayoutBlobs:
                     "copy the image again"
                 )
 
-    def table(self, blob: Blob) -> Table | None:
+    def table(self, blob: Blob, format_: str = "") -> Table | None:
         try:
-            return decode_table(table_path(self.layout, blob.digest).read_bytes(), blob)
+            return decode_table(table_path(self.layout, blob.digest).read_bytes(), blob, format_)
         except OSError:
             return None
 

@@ -95,7 +95,10 @@ class Replay:
         Directories are structure: they are live while they exist.
         """
         dead = [
-            sum(entry.cost for path, entry in table.entries.items() if not (entry.is_dir and self._has_directory(path)))
+            sum(
+                (e.cost for path, e in table.entries.items() if not (e.is_dir and self._has_directory(path))),
+                table.dead,
+            )
             for table in self.tables
         ]
         view = self.view("last")

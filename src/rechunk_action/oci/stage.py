@@ -48,8 +48,8 @@ class Stage:
         return self._stage / "scratch"
 
     def adopt(self, path: Path, digest: str) -> None:
-        """Take a finished file of the scratch space as a blob."""
-        path.rename(blob_path(self._stage, digest))
+        """Take a finished file as a blob: its place may go, and on another file system it is copied."""
+        shutil.move(path, blob_path(self._stage, digest))
 
     def limit(self, digests: Collection[str]) -> None:
         """Give up the blobs and tables of all other layers."""

@@ -55,7 +55,8 @@ class Table(msgspec.Struct, array_like=True):
     `whiteouts` are the paths that it removes, `opaque` the directories whose lower content it hides, `links` the hard
     links to a file of a lower layer (path -> target). `problem` says why clients would disagree about the layer or
     refuse it, `""` when they don't: such a layer can be read, but not be kept in an update. `diff_id` is the digest
-    of the archive.
+    of the archive. `format` is `""` for a plain layer; a layer of another format has entries of another meaning.
+    `dead` is the share of the layer's compressed bytes of what it holds and no path shows.
     """
 
     entries: dict[str, Entry]
@@ -64,6 +65,8 @@ class Table(msgspec.Struct, array_like=True):
     links: dict[str, str] = {}
     problem: str = ""
     diff_id: str = ""
+    format: str = ""
+    dead: int = 0
 
 
 Sink = Callable[[str, Entry, Iterator[memoryview]], None]
@@ -85,11 +88,20 @@ def read_table(
 
     Raises `CorruptImage` when the blob is not what `blob` says, expands past `limit` bytes, or is no tar archive.
     """
-    reader = Reader(file, blob.media_type, limit=limit)
-    builder = _TableBuilder(reader, sink, known)
+    builder = TableBuilder(Reader(file, blob.media_type, limit=limit), sink, known)
+    read_checked(builder.reader, blob, builder.read, "is no archive that clients can read")
+    return builder.table()
+
+
+def read_checked(reader: Reader, blob: Blob, read: Callable[[], None], refusal: str) -> None:
+    """Call `read`, which reads a layer's archive to its end, and check size, digest and diff ID.
+
+    Raises `CorruptImage` when the blob is not what `blob` says, or when `read` does. `refusal` says in a few words what
+    follows for such a layer.
+    """
     fault: CorruptImage | None = None
     try:
-        builder.read()
+        read()
     except Bomb as error:
         raise CorruptImage(f"layer {blob.digest}: {error}") from None
     except CorruptImage as error:
@@ -101,13 +113,12 @@ def read_table(
             f"with digest {reader.digest} are there; fetch the image again"
         )
     if fault is not None:
-        raise CorruptImage(f"layer {blob.digest} is no archive that clients can read: {fault}; rebuild the image")
+        raise CorruptImage(f"layer {blob.digest} {refusal}: {fault}; rebuild the image")
     if blob.diff_id and blob.diff_id != reader.diff_id:
         raise CorruptImage(
             f"layer {blob.digest} expands to {reader.diff_id}, but the image's config says {blob.diff_id}: "
             "manifest and config do not belong together; rebuild the image"
         )
-    return builder.table()
 
 
 def encode_table(table: Table) -> bytes:
@@ -115,13 +126,13 @@ def encode_table(table: Table) -> bytes:
     return zstandard.ZstdCompressor(3, write_checksum=True).compress(_ENCODER.encode(table))
 
 
-def decode_table(stored: bytes, blob: Blob) -> Table | None:
-    """A stored table, None where it is damaged or that of another layer."""
+def decode_table(stored: bytes, blob: Blob, format_: str = "") -> Table | None:
+    """A stored table, None where it is damaged, that of another layer, or of another format."""
     try:
         table = _DECODER.decode(zstandard.ZstdDecompressor().decompress(stored, max_output_size=MAX_TABLE))
     except (MemoryError, zstandard.ZstdError, msgspec.MsgspecError):
         return None
-    return table if table.diff_id == blob.diff_id else None
+    return table if (table.diff_id, table.format) == (blob.diff_id, format_) else None
 
 
 MAX_TABLE = 1 << 30
@@ -130,11 +141,11 @@ MAX_TABLE = 1 << 30
 _ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Table)
 
 
-class _TableBuilder:
+class TableBuilder:
     """Turns the members of one archive into a table."""
 
-    def __init__(self, reader: Reader, sink: Sink | None, known: Mapping[str, Entry] | None) -> None:
-        self._reader = reader
+    def __init__(self, reader: Reader, sink: Sink | None = None, known: Mapping[str, Entry] | None = None) -> None:
+        self.reader = reader
         self._sink = sink
         self._known = known
         self._entries: dict[str, Entry] = {ROOT: Entry("d", UNKNOWN_MODE, 0, 0)}
@@ -142,38 +153,40 @@ class _TableBuilder:
         self._opaque: list[str] = []
         self._hardlinks: dict[str, tuple[str, Entry]] = {}
         self._spans: list[tuple[Entry, int, int]] = []
-        self.problems: list[str] = []
+        self._problems: list[str] = []
 
     def read(self) -> None:
-        reader = self._reader
+        reader = self.reader
         for member in tar.members(reader):
-            path = _normalised(member.name)
-            self._check(path, member)
-            self._state_parents(path)
-            name = path.rpartition("/")[2]
-            if name.startswith(WHITEOUT):
-                self._add_whiteout(path, name)
-            else:
-                entry = self._add(path, member)
-                if member.size and entry.kind == "f":
-                    self._read_content(path, entry)
-                    reader.skip(-member.size % tar.BLOCK)
-                    self._spans.append((entry, member.offset, reader.consumed))
-                    continue
-                self._spans.append((entry, member.offset, reader.consumed))
-            reader.skip(member.size + (-member.size % tar.BLOCK))
+            end = reader.consumed + member.size + (-member.size % tar.BLOCK)
+            self._read_member(member, end)
+            reader.skip(end - reader.consumed)
         reader.finish()
         if reader.problem:
-            self.problems.append(reader.problem)
+            self._problems.append(reader.problem)
 
     def table(self) -> Table:
         self._spread_cost()
         links = self._resolve_hardlinks()
         for path in self._whiteouts:
             if path in self._entries:
-                self.problems.append(f"it both removes and holds {path!r}")
-        problem = "; ".join(self.problems[:3])
-        return Table(self._entries, self._whiteouts, self._opaque, links, problem, self._reader.diff_id)
+                self._problems.append(f"it both removes and holds {path!r}")
+        problem = "; ".join(self._problems[:3])
+        return Table(self._entries, self._whiteouts, self._opaque, links, problem, self.reader.diff_id)
+
+    def _read_member(self, member: Member, end: int) -> None:
+        """Take in a member. What is left unread of it, up to `end`, is skipped."""
+        path = normalised(member.name)
+        self._check(path, member)
+        self._state_parents(path)
+        name = path.rpartition("/")[2]
+        if name.startswith(WHITEOUT):
+            self._add_whiteout(path, name)
+            return
+        entry = self._add(path, member)
+        if entry.size:
+            self._read_content(path, entry)
+        self._spans.append((entry, member.offset, end))
 
     def _check(self, path: str, member: Member) -> None:
         if path == ROOT and member.typeflag != tar.DIRECTORY:
@@ -181,7 +194,7 @@ class _TableBuilder:
         if member.sparse:
             raise CorruptImage(f"{path!r} is a sparse entry, which not every client can read")
         if not is_utf8(path):
-            self.problems.append(f"{path!r} is not UTF-8")
+            self._problems.append(f"{path!r} is not UTF-8")
 
     def _state_parents(self, path: str) -> None:
         entries = self._entries
@@ -196,7 +209,7 @@ class _TableBuilder:
             else:
                 raise CorruptImage(f"{path!r} would be written through {above!r}, which is no directory")
             if above.rpartition("/")[2].startswith(WHITEOUT):
-                self.problems.append(f"{above!r} is named like a removal and holds something")
+                self._problems.append(f"{above!r} is named like a removal and holds something")
 
     def _add_whiteout(self, path: str, name: str) -> None:
         parent = parent_of(path)
@@ -205,7 +218,7 @@ class _TableBuilder:
         elif not name.startswith(OPAQUE[:8]):  # the rest of ".wh..wh." is AUFS's own
             hidden = name[len(WHITEOUT) :]
             if hidden in ("", ".", ".."):
-                self.problems.append(f"{path!r} does not say what it removes")
+                self._problems.append(f"{path!r} does not say what it removes")
             else:
                 self._whiteouts.append(f"{parent}/{hidden}" if parent else hidden)
 
@@ -215,10 +228,10 @@ class _TableBuilder:
         )
         before = self._entries.get(path)
         if before is not None and before.kind != entry.kind:
-            self.problems.append(f"{path!r} occurs twice, with different types")
+            self._problems.append(f"{path!r} occurs twice, with different types")
             self._forget_below(path)
         if member.typeflag == tar.HARDLINK:
-            self._hardlinks[path] = (_normalised(member.linkname), entry)
+            self._hardlinks[path] = (normalised(member.linkname), entry)
             return entry
         if entry.kind == "f":
             entry.size = member.size
@@ -227,12 +240,12 @@ class _TableBuilder:
             entry.mode = 0o777
             entry.target = member.linkname.decode("utf-8", "surrogateescape")
         elif entry.kind == "x" and path.partition("/")[0] not in UNPACKED_BY_NOBODY:
-            self.problems.append(f"{path!r} is a device or FIFO, which OSTree refuses")
+            self._problems.append(f"{path!r} is a device or FIFO, which OSTree refuses")
         if not is_utf8(entry.target):
-            self.problems.append(f"the target of {path!r} is not UTF-8")
+            self._problems.append(f"the target of {path!r} is not UTF-8")
         for key, value in entry.xattrs:
             if not value or b"\n" in value or not is_utf8(key):
-                self.problems.append(f"{path!r} has an attribute {key} that importers cannot read")
+                self._problems.append(f"{path!r} has an attribute {key} that importers cannot read")
         self._hardlinks.pop(path, None)
         self._entries[path] = entry
         return entry
@@ -246,10 +259,10 @@ class _TableBuilder:
             places[:] = [place for place in places if not place.startswith(f"{path}/")]
 
     def _read_content(self, path: str, entry: Entry) -> None:
-        pieces = self._reader.chunks(entry.size)
+        pieces = self.reader.chunks(entry.size)
         if self._known is not None:
             entry.digest = self._known[path].digest
-            self._reader.skip(entry.size)
+            self.reader.skip(entry.size)
             return
         content = new_digest()
         if self._sink is None:
@@ -264,24 +277,29 @@ class _TableBuilder:
 
     def _resolve_hardlinks(self) -> dict[str, str]:
         lower: dict[str, str] = {}
-        for path, (linked, link) in self._hardlinks.items():
-            seen, target = {path}, linked
-            while target in self._hardlinks and target not in seen:
-                seen.add(target)
-                target = self._hardlinks[target][0]
+        for path, (_, link) in self._hardlinks.items():
+            target = self._linked(path)
             first = self._entries.get(target)
             if first is None or first.kind == "d":
                 lower[path] = target
-                self.problems.append(f"{path!r} is a hard link to {target!r} of another layer")
+                self._problems.append(f"{path!r} is a hard link to {target!r} of another layer")
                 continue
             if first.kind == "f":
                 first.group = target
             self._entries[path] = msgspec.structs.replace(first, cost=link.cost)
         return lower
 
+    def _linked(self, path: str) -> str:
+        """What a hard link leads to in the end."""
+        seen, target = {path}, self._hardlinks[path][0]
+        while target in self._hardlinks and target not in seen:
+            seen.add(target)
+            target = self._hardlinks[target][0]
+        return target
+
     def _spread_cost(self) -> None:
         """Give each entry its share of the compressed bytes, by where it lies in the archive."""
-        pieces = iter(self._reader.pieces)
+        pieces = iter(self.reader.pieces)
         u0 = c0 = 0
         u1, c1 = next(pieces)
 
@@ -299,7 +317,7 @@ class _TableBuilder:
 _KINDS: dict[bytes, Kind] = {tar.REGULAR: "f", tar.HARDLINK: "f", tar.SYMLINK: "l", tar.DIRECTORY: "d"}
 
 
-def _normalised(name: bytes) -> str:
+def normalised(name: bytes) -> str:
     """A path relative to the root, without `.` and doubled slashes."""
     path = name.decode("utf-8", "surrogateescape")
     path = path.removeprefix("./")

@@ -2,7 +2,8 @@
 
 Written: GNU headers with GNU long names (`L`, `K`), because PAX names pass by OSTree's `/etc` handling and fail in the
 C locale of older clients; PAX records only for extended attributes (`SCHILY.xattr.*`). Owners are numeric, no times
-but mtime, no sparse files. Read: what any builder writes (ustar, GNU, PAX).
+but mtime, no sparse files. Thousands of short files with long names are better off with POSIX headers (`split_header`).
+Read: what any builder writes (ustar, GNU, PAX).
 
 A name in a header is relative and has no `./`; the root directory is `./`.
 """
@@ -78,6 +79,13 @@ def header(
     )
 
 
+def split_header(directory: str, name: str, *, size: int) -> bytes:
+    """The header of a file of root's (0644) that has its directory (at most 155 bytes) in a field of its own, as POSIX
+    has it: where it does not fit with the name (100 bytes), there is no record to write for it.
+    """
+    return _block(name.encode(), REGULAR, size=size, prefix=directory.encode())
+
+
 def padding(size: int) -> bytes:
     """The zero bytes between `size` bytes of content and the next header."""
     return bytes(-size % BLOCK)
@@ -146,6 +154,7 @@ def _block(
     size: int = 0,
     mtime: int = 0,
     linkname: bytes = b"",
+    prefix: bytes = b"",
 ) -> bytes:
     head = b"".join(
         (
@@ -158,7 +167,7 @@ def _block(
             b"        ",
             typeflag,
             linkname.ljust(100, b"\0"),
-            b"ustar  \0",
+            b"ustar\x0000".ljust(88, b"\0") + prefix if prefix else b"ustar  \0",
         )
     ).ljust(BLOCK, b"\0")
     return b"%b%06o\0 %b" % (head[:148], sum(head), head[156:])

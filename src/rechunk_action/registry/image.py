@@ -44,7 +44,7 @@ class RegistryBlobs:
         if not target.exists():
             self.repository.download(blob.digest, blob.size, target)
 
-    def table(self, blob: Blob) -> Table | None:
+    def table(self, blob: Blob, format_: str = "") -> Table | None:
         """A layer that the registry has lost gets a table that says so: it cannot be kept, and its files are written
         again.
         """
@@ -53,12 +53,13 @@ class RegistryBlobs:
         except CorruptImage:  # of another size
             there = False
         if not there:
-            return Table({ROOT: Entry("d", UNKNOWN_MODE, 0, 0)}, problem=LOST, diff_id=blob.diff_id)
+            return Table({ROOT: Entry("d", UNKNOWN_MODE, 0, 0)}, problem=LOST, diff_id=blob.diff_id, format=format_)
         stored = self.tables.get(blob.digest)
         if stored is None:
             return None
         try:
-            return decode_table(self.repository.fetch_blob(stored["digest"], stored["size"], MAX_STORED), blob)
+            encoded = self.repository.fetch_blob(stored["digest"], stored["size"], MAX_STORED)
+            return decode_table(encoded, blob, format_)
         except (CorruptImage, NotInRegistry):
             return None
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 from rechunk_action.oci.image import Json
 from rechunk_action.tree.entry import Tree
 from rechunk_action.tree.scan import Hasher
 
+Taker = Callable[[str, Iterator[bytes | memoryview]], None]
+"""Takes the content of a file: its path, and what is in it, in pieces."""
+
 
 class Source(Protocol):
     """Where a build reads from. `config` is the OCI config of the built image, None where there is none.
 
-    `tree` and `notices` (for the user: what was left out and why) are there once `scan` has returned.
+    `tree` and `notices` (for the user: what was left out and why) are there once `scan` has returned. `directory` is
+    where this machine has just that tree as files then, None where there is no such place.
     """
 
     config: Json | None
+    directory: str | None
     tree: Tree
     notices: list[str]
 
@@ -34,6 +39,13 @@ class Source(Protocol):
 
     def pieces(self, path: str, size: int) -> Iterator[bytes]:
         """The content of a file that `prepare` was told of."""
+        ...
+
+    def hand_out(self, take: Taker, threads: int = 1) -> None:
+        """Read every file that is not empty, once for each set of hard links, by the first of their names, in the order
+        that costs least. What an archive holds twice is handed out twice: what comes last counts. `take` may be called
+        by several threads at once: `threads` of them, or as many as the source was told to read with.
+        """
         ...
 
     def read(self, path: str) -> bytes:

@@ -92,9 +92,9 @@ class ArchiveBlobs:
                 f"layer {blob.digest} of {self} is damaged: its content has another digest; save the image again"
             )
 
-    def table(self, blob: Blob) -> Table | None:
+    def table(self, blob: Blob, format_: str = "") -> Table | None:
         """An archive holds none."""
-        del blob
+        del blob, format_
         return None
 
     def _span(self, digest: str) -> Span:

@@ -20,6 +20,7 @@ from rechunk_action.oci.compression import bomb_limit
 from rechunk_action.oci.image import Image, Json
 from rechunk_action.oci.merge import merge
 from rechunk_action.oci.table import Sink, Table, read_table
+from rechunk_action.source import Taker
 from rechunk_action.source.notices import left_out
 from rechunk_action.tree.entry import UNKNOWN_MODE, Entry, Tree
 from rechunk_action.tree.packages import DATABASES
@@ -39,6 +40,7 @@ class ImageSource:
 
     def __init__(self, image: Image, scratch: Path, *, threads: int, drop_bad_xattrs: bool = False) -> None:
         self.config: Json | None = image.config
+        self.directory: str | None = None
         self._image = image
         self._threads = threads
         self._drop_bad_xattrs = drop_bad_xattrs
@@ -75,6 +77,20 @@ class ImageSource:
     def pieces(self, path: str, size: int) -> Iterator[bytes]:
         del size
         return self._spool.pieces(self._places[path])
+
+    def hand_out(self, take: Taker, threads: int = 1) -> None:
+        del threads
+        first = {place: path for path, place in sorted(self._places.items(), reverse=True) if self.tree[path].size}
+
+        def sink_for(index: int) -> Sink:
+            def sink(path: str, entry: Entry, pieces: Iterator[memoryview]) -> None:
+                del entry
+                if (index, path) in first:
+                    take(first[index, path], pieces)
+
+            return sink
+
+        self._read_layers(sink_for)
 
     def read(self, path: str) -> bytes:
         if not self.tree[path].size:
@@ -127,6 +143,9 @@ class ImageSource:
         return tree, skipped
 
 
+_KEPT = (*DATABASES, "etc/selinux/", "usr/etc/selinux/")
+
+
 class _Spool:
     """Contents in one nameless file, each in a span of its own. Threads may add at the same time."""
 
@@ -152,10 +171,10 @@ class _Spool:
 
 
 def _metadata_sink(spool: _Spool, index: int) -> Sink:
-    """Keeps what planning reads: package databases and the file that names the system."""
+    """Keeps what planning reads: package databases, the file that names the system, its SELinux policy."""
 
     def sink(path: str, entry: Entry, pieces: Iterator[memoryview]) -> None:
-        if path.startswith(DATABASES) or path in OS_RELEASE:
+        if path.startswith(_KEPT) or path in OS_RELEASE:
             spool.add((index, path), entry.size, pieces)
 
     return sink

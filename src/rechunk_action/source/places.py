@@ -50,7 +50,7 @@ class Places:
         threads: int,
         drop_bad_xattrs: bool = False,
     ) -> None:
-        self._environment = environment
+        self.environment = environment
         self._given = given
         self._given_for = given_for
         self._tls_verify = tls_verify
@@ -73,7 +73,7 @@ class Places:
             found = find_credentials(
                 *key,
                 given=self._given if reference.host == self._given_for else None,
-                environment=self._environment,
+                environment=self.environment,
             )
             session = Session(reference.host, found, tls_verify=self._tls_verify, patience=self._patience)
             self._sessions[key] = self._stack.enter_context(session)
@@ -92,7 +92,7 @@ class Places:
         if name.transport == "docker-archive":
             return saved_image(name.path)
         if name.transport in IN_STORES:
-            return find_image(name, self._environment).image()
+            return find_image(name, self.environment).image()
         return read_image(name.path, name.tag, architecture=architecture)
 
     @contextmanager
@@ -102,7 +102,7 @@ class Places:
         if name.transport == "dir":
             yield DirectorySource(name.place, drop_bad_xattrs=drop)
         elif name.transport in IN_STORES:
-            found = find_image(name, self._environment)
+            found = find_image(name, self.environment)
             if name.place != found.image_id:
                 progress.decision(f"{name} is {found.image_id[:12]} in {found.store}")
             with ExitStack() as stack:

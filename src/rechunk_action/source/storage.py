@@ -174,9 +174,9 @@ class _Documents:
         del target
         raise self._unpacked(blob)
 
-    def table(self, blob: Blob) -> Table | None:
+    def table(self, blob: Blob, format_: str = "") -> Table | None:
         """None is kept: it would be found by a blob."""
-        del blob
+        del blob, format_
         return None
 
     def _ask(self, *options: str) -> bytes:

@@ -1,0 +1,1 @@
+"""OSTree commits inside of container images, read and written without libostree."""
