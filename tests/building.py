@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rechunk_action import pipeline
+from rechunk_action.job import BuildOptions, HhdOptions
 from rechunk_action.oci.compression import parse_compression
 from rechunk_action.oci.image import Json
 from rechunk_action.oci.layout import read_image
 from rechunk_action.oci.table import Table, read_table
-from rechunk_action.pipeline import BuildOptions
+from rechunk_action.pipeline import Built
 from rechunk_action.progress import Progress
 from rechunk_action.source import Source
 from rechunk_action.source.names import parse_name
@@ -22,16 +24,46 @@ from tests.registries import HASTE
 
 QUIET = -1
 
+OF_PLACES = ("drop_bad_xattrs", "environment", "given", "given_for")
+"""Options that are not the build's: they tell how names are opened."""
+
 S = TypeVar("S", bound=Source)
+
+
+class Listener(Progress):
+    """Keeps what a user is told. `lines` are those of other programs."""
+
+    def __init__(self) -> None:
+        super().__init__(level=QUIET)
+        self.notices: list[str] = []
+        self.lines: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    decision = notice
+
+    def output(self, line: str) -> None:
+        self.lines.append(line)
+
+    def heard(self, text: str) -> bool:
+        return any(text in notice for notice in self.notices)
 
 
 def build(source: Path | str, output: Path | str, **options: Any) -> Json:
     """Build an image; the report. `source` is a directory or a name, `output` a layout or a name."""
+    return built(source, output, **options).report
+
+
+def built(source: Path | str, output: Path | str, **options: Any) -> Built:
+    """Build an image, and tell all of it."""
     given: dict[str, Any] = {
         "prev_ref": None,
         "repository": None,
         "tags": (),
         "fresh": False,
+        "engine": "delta",
+        "format": "auto",
         "max_layers": 120,
         "max_overhead": 0.05,
         "compression": "zstd",
@@ -45,21 +77,22 @@ def build(source: Path | str, output: Path | str, **options: Any) -> Json:
         "verify": True,
         "threads": 2,
         "scratch": Path(tempfile.gettempdir()),
+        "hhd": HhdOptions(),
     }
     given |= {"source": _named(source, "dir"), "output": _named(output, "oci")} | options
     for key in ("source", "output", "prev_ref"):
         given[key] = given[key] and parse_name(given[key])
     given["compression"] = parse_compression(given["compression"])
-    drop_bad_xattrs = given.pop("drop_bad_xattrs", False)
     progress = given.pop("progress", None) or Progress(level=QUIET)
-    with places(drop_bad_xattrs=drop_bad_xattrs) as opened:
-        return pipeline.build(BuildOptions(**given), opened, progress).report
+    of_places = {name: given.pop(name) for name in OF_PLACES if name in given}
+    with places(**of_places) as opened:
+        return pipeline.build(BuildOptions(**given), opened, progress)
 
 
-def places(**options: Any) -> Places:
+def places(environment: Mapping[str, str] | None = None, **options: Any) -> Places:
     """What opens names: registries are on loopback, and impatience is no fault."""
     given: dict[str, Any] = {"threads": 2, "tls_verify": False, "patience": HASTE}
-    return Places({}, **given | options)
+    return Places(environment or {}, **given | options)
 
 
 def tables_of(layout: Path, tag: str | None = None) -> list[Table]:

@@ -19,6 +19,7 @@ import pytest
 from rechunk_action import __version__
 from rechunk_action.cli import main
 from rechunk_action.oci.layout import read_image
+from rechunk_action.options import _SizeType
 from rechunk_action.signals import STOPPING
 from tests.support import as_nobody
 from tests.trees import CONTENTS
@@ -108,6 +109,41 @@ class TestHelp:
         assert run("--version").out == f"rechunk-action {__version__}\n"
 
 
+class TestEngines:
+    @pytest.mark.usefixtures("tree")
+    def test_are_told_apart_by_what_they_read(self, run: Run) -> None:
+        done = run("build", "dir:tree", "oci:image", "--pretty=a", "--formatter=a=b", "--max-overhead=3")
+        assert done.code == 0
+        assert "--pretty has no meaning for engine delta: only engine hhd reads it" in done.err
+        assert "--formatter has no meaning for engine delta" in done.err
+        assert done.err.count("no meaning") == 2
+
+    @pytest.mark.usefixtures("tree")
+    def test_say_what_they_do_not_read_before_anything_else(self, run: Run) -> None:
+        done = run(
+            "build", "dir:tree", "oci:image", "--engine=hhd", "--compression=zstd:1", "--rechunk=x", "--pretty=a"
+        )
+        assert done.code == 2
+        first, *_, last = done.err.splitlines()
+        assert first == "notice: --compression has no meaning for engine hhd: only engine delta reads it"
+        assert last.startswith(
+            "rechunk-action: the image has no /usr/share/rpm/rpmdb.sqlite, and hhd-dev/rechunk plans by"
+        )
+        assert done.err.count("no meaning") == 1
+
+    @pytest.mark.parametrize(
+        ("text", "size"), [("0", 0), ("800M", 800 * 10**6), ("50g", 50 * 10**9), (" 2TB ", 2 * 10**12), ("1kB", 1000)]
+    )
+    def test_take_sizes_as_people_write_them(self, text: str, size: int) -> None:
+        assert _SizeType().convert(text, None, None) == size
+
+    @pytest.mark.parametrize("text", ["", "G", "-1", "1.5G", "1 G", "1GiB", "1e9", "1" * 16])
+    def test_take_no_others(self, run: Run, text: str) -> None:
+        done = run("build", "dir:tree", "oci:image", f"--workspace-size={text}")
+        assert done.code == 2
+        assert f"{text!r} is no size: write it as in 50G or 800M" in done.err
+
+
 class TestBuild:
     def test_a_fresh_image_is_told(self, run: Run, tree: Path) -> None:
         done = run("build", "dir:tree", "oci:image:1")
@@ -143,7 +179,7 @@ class TestBuild:
             assert "dropped" not in done.err
         (tree / "etc/name").write_text("4")
         done = run("build", "dir:tree", "oci:image:4", "--prev-ref", "oci:image:3", "--verbose")
-        assert "layer 1 dropped: nothing in it is live" in done.err
+        assert "layer 2 dropped: nothing in it is live" in done.err
         assert "new layer: unclaimed (1 files, 0 removals)" in done.err
 
     def test_labels_version_and_config(self, run: Run, tree: Path) -> None:
@@ -187,6 +223,8 @@ class TestJson:
             "digest",
             "version",
             "prev_ref",
+            "disk",
+            "changelog",
             "fresh",
             "reason",
             "layers",
@@ -240,8 +278,8 @@ class TestJson:
     def test_verify(self, run: Run, image: Path) -> None:
         report = run("verify", "oci:image:1", "dir:tree", "--json").json
         digest = read_image(image, "1").digest
-        want = {"image": "oci:image:1", "digest": digest, "source": "dir:tree", "paths": 6, "equal": True}
-        assert report == want
+        said = {"image": "oci:image:1", "digest": digest, "source": "dir:tree", "paths": 6, "equal": True}
+        assert report == said | {"chunked": False}
 
     @pytest.mark.usefixtures("image")
     def test_compare(self, run: Run, tree: Path) -> None:

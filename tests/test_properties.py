@@ -180,10 +180,10 @@ def published(history: Sequence[Files], budget: Budget) -> Generation:
 
 def publish(image: InMemory, below: Sequence[Published], budget: Budget, *, threads: int = 1) -> Generation:
     """An update of the image below, or a fresh one if there is nothing to keep."""
-    tree, options = image.tree, {"max_layers": budget.max_layers}
-    plan = plan_update(below, tree, lambda: components(tree), **options, max_overhead=budget.max_overhead)
+    tree, most = image.tree, budget.max_layers
+    plan = plan_update(below, tree, lambda: components(tree), max_layers=most, max_overhead=budget.max_overhead)
     if not plan.kept:
-        plan, below = plan_fresh(tree, components(tree), **options), []
+        plan, below = plan_fresh(tree, components(tree), max_layers=most), []
     layers = []
     with tempfile.TemporaryDirectory() as scratch:
         for number, layer in enumerate(plan.layers):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -18,17 +19,19 @@ from typing import Any
 
 import pytest
 
-from rechunk_action import pipeline
+from rechunk_action import inspection, pipeline
 from rechunk_action.errors import AccessDenied, CorruptImage, InputError, RegistryError, RegistryUnavailable, TooLarge
-from rechunk_action.oci.image import INDEX, MANIFEST, Image, host_architecture
+from rechunk_action.oci.config import image_manifest
+from rechunk_action.oci.image import CONFIG, INDEX, MANIFEST, Image, host_architecture
 from rechunk_action.oci.layout import read_image
 from rechunk_action.progress import Progress
+from rechunk_action.publish import RegistryWriter
 from rechunk_action.registry.client import Repository
 from rechunk_action.registry.image import RegistryBlobs, published_image
 from rechunk_action.registry.tables import LABEL
 from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template, scheme_of
 from rechunk_action.source.names import parse_name
-from tests.building import build, places
+from tests.building import Listener, build, places
 from tests.faulty_proxy import ALWAYS, Exchange, Fault, FaultyProxy
 from tests.registries import PASSWORD, USER, plain_registry, repository, token_registry
 from tests.support import archive, file, pack, write_layout
@@ -38,22 +41,6 @@ pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("small_components")]
 NAME = "owner/image"
 OTHER_TRAFFIC = 64_000
 """Bytes that a publish may send beside layers and their tables: manifests and a config."""
-
-
-class Listener(Progress):
-    """Keeps what a user is told."""
-
-    def __init__(self) -> None:
-        super().__init__(level=-1)
-        self.notices: list[str] = []
-
-    def notice(self, text: str) -> None:
-        self.notices.append(text)
-
-    decision = notice
-
-    def heard(self, text: str) -> bool:
-        return any(text in notice for notice in self.notices)
 
 
 class Line(FaultyProxy):
@@ -144,7 +131,7 @@ def verified(target: str, tag: str, tree: Path) -> bool:
     """Whether an image is the tree, read anew from all its layers."""
     with places() as opened:
         name, source = parse_name(f"docker://{target}:{tag}"), parse_name(f"dir:{tree}")
-        report = pipeline.verify(name, source, opened, Progress(level=-1), threads=2, scratch=tree.parent)
+        report = inspection.verify(name, source, opened, Progress(level=-1), threads=2, scratch=tree.parent)
     return bool(report["equal"])
 
 
@@ -287,7 +274,7 @@ class TestAnUpdate:
 def verified_layout(layout: Path, tree: Path) -> bool:
     with places() as opened:
         name, source = parse_name(f"oci:{layout}"), parse_name(f"dir:{tree}")
-        report = pipeline.verify(name, source, opened, Progress(level=-1), threads=2, scratch=tree.parent)
+        report = inspection.verify(name, source, opened, Progress(level=-1), threads=2, scratch=tree.parent)
     return bool(report["equal"])
 
 
@@ -356,6 +343,12 @@ class TestThePreviousImage:
         assert publish(tree, target, progress=told)["version"] == "41-20261126"
         assert told.heard("version 41-20261126 is older than 42-20261126")
 
+    def test_of_one_day_are_one_stream(self, tree: Path, target: str) -> None:
+        told = Listener()
+        versions = [publish(tree, target, progress=told)["version"] for _ in range(3)]
+        assert versions == ["42-20261126", "42-20261126.1", "42-20261126.2"]
+        assert not told.heard("is older than")
+
     def test_may_be_of_any_builder(self, tree: Path, target: str, tmp_path: Path) -> None:
         write_layout(tmp_path / "other", [pack(archive(file("usr/lib/other", b"x" * 999)), "gzip")], tag="1")
         copy = ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]
@@ -416,6 +409,35 @@ class TestTables:
         told = Listener()
         publish(tree, target, progress=told)
         assert not told.heard("no table")
+
+
+class TestFinishedLayers:
+    """Of an image without tables: an engine has them as files."""
+
+    def test_are_published_without_tables(self, target: str, tmp_path: Path) -> None:
+        here = pack(archive(file("a", b"1")))
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as memory, self._writer(target, tmp_path) as writer:
+            elsewhere = pack(archive(file("b", b"2")))
+            places = {here: tmp_path / "layer", elsewhere: Path(memory, "layer")}
+            assert places[here].parent.stat().st_dev != places[elsewhere].parent.stat().st_dev
+            for layer, place in places.items():
+                place.write_bytes(layer.data)
+                writer.adopt(place, layer.blob.digest)
+            assert not places[here].exists()  # moved: it was on the same file system
+            assert places[elsewhere].exists()
+            layers = [layer.blob for layer in places]
+            assert writer.upload(layers, lambda _: None) == {}
+            config = {"architecture": host_architecture(), "rootfs": {"diff_ids": [blob.diff_id for blob in layers]}}
+            stored = writer.store_json(config, CONFIG)
+            manifest = image_manifest(stored, [(blob, {}) for blob in layers], {})
+            assert writer.commit(writer.store_json(manifest, MANIFEST), "7") == f"{target}:7"
+        assert tags_of(target) == {"7"}
+        assert [blob.digest for blob in image_at(target, "7").layers] == [blob.digest for blob in layers]
+
+    @contextlib.contextmanager
+    def _writer(self, target: str, scratch: Path) -> Iterator[RegistryWriter]:
+        with client(target) as opened, RegistryWriter(opened, (), scratch=scratch, notice=print) as writer:
+            yield writer
 
 
 class TestTheLimitOfAnUpdate:

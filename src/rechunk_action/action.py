@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from actions_toolkit import core
 
+from rechunk_action import options
 from rechunk_action.errors import InputError, Overdue
 from rechunk_action.oci.compression import parse_compression
 from rechunk_action.oci.image import Json
@@ -48,12 +49,6 @@ MAX_NOTICES = 8
 WITHOUT_MEANING = {
     "prev_ref_fail": "a previous image that cannot be read is always an error",
     "keep_ref": "the built image is never removed",
-    "pretty": "only hhd-dev/rechunk's container reads it",
-    "changelog": "only hhd-dev/rechunk's container reads it",
-    "git": "only hhd-dev/rechunk's container reads it",
-    "formatters": "only hhd-dev/rechunk's container reads it",
-    "meta": "only hhd-dev/rechunk's container reads it",
-    "rechunk": "only hhd-dev/rechunk's container reads it",
 }
 """Inputs of hhd-dev/rechunk, and why they change nothing here."""
 
@@ -83,14 +78,20 @@ def translate(inputs: Mapping[str, Any], environment: Mapping[str, str], notice:
     given, now = dict(inputs), datetime.now(UTC)
     for name, reason in WITHOUT_MEANING.items():
         if given.pop(name) is not None:
-            notice(f"input {name.replace('_', '-')} has no meaning for engine {given['engine']}: {reason}")
-    del given["engine"]
+            notice(f"input {name.replace('_', '-')} has no meaning here: {reason}")
     if given.pop("clear_plan"):
         given["fresh"] = True
-    if given.pop("skip_compression"):
-        given["compression"] = parse_compression("zstd:1")
-    labels = (*_labels(given.pop("description"), given.pop("revision"), environment), *given["labels"])
-    given["labels"] = [_filled(label, now, notice) for label in labels]
+    labels = [*_labels(environment), *given["labels"]]
+    fast = bool(given.pop("skip_compression"))
+    if given["engine"] == "hhd":
+        given["skip_compression"] = fast
+        given["git"] = given["git"] or _checkout(environment)
+    else:
+        labels = [_filled(f"label {label.partition('=')[0]}", label, now, notice) for label in labels]
+        given["description"] = _filled("input description", given["description"] or "", now, notice)
+        given["compression"] = parse_compression("zstd:1") if fast else given["compression"]
+    given["labels"] = labels
+    given["revision"] = given["revision"] or environment.get("GITHUB_SHA")
     if isinstance(given["version"], str) and "<date>" in given["version"]:
         given["version"] = Template(given["version"].replace("<date>", "{date:%y%m%d}"))
     given["source"] = parse_name(environment.get("RECHUNK_SOURCE") or given["ref"])
@@ -163,7 +164,7 @@ def publish(built: Built, given: Json, environment: Mapping[str, str], notice: C
     try:
         results.mkdir(exist_ok=True)
         (results / "manifest.json").write_text(json.dumps(built.manifest, indent=1))
-        (results / "changelog.md").write_text(changelog(report))
+        (results / "changelog.md").write_text(built.changelog or changelog(report))
         (results / "summary.md").write_text(page)
         if path := environment.get("GITHUB_STEP_SUMMARY"):
             with open(path, "a", encoding="utf-8") as file:
@@ -212,6 +213,7 @@ class ActionProgress(Progress):
             sys.stdout.flush()
 
     def notice(self, text: str) -> None:
+        text = as_inputs(text)
         self._notices += 1
         if self._notices > MAX_NOTICES:
             say(text)
@@ -222,14 +224,26 @@ class ActionProgress(Progress):
     def decision(self, text: str) -> None:
         self.notice(text)
 
+    def output(self, line: str) -> None:
+        say(line)
+
     def _say(self, text: str) -> None:
         say(text)
 
 
 def error(text: str) -> None:
     """The annotation that says why the step failed. Options are named as the inputs that they are here."""
-    core.error(_OPTION.sub(lambda match: f"input {_INPUTS.get(match[1], match[1])}", text), title="rechunk")
+    core.error(as_inputs(text), title="rechunk")
     sys.stdout.flush()
+
+
+def as_inputs(text: str) -> str:
+    """A message in which options have the names of the inputs that they are here."""
+
+    def as_input(match: re.Match[str]) -> str:
+        return f"input {_INPUTS.get(match[1], match[1])}" if match[1] in _FLAGS else match[0]
+
+    return _OPTION.sub(as_input, text)
 
 
 def bug(error: Exception) -> None:
@@ -274,14 +288,12 @@ def plain(text: str) -> str:
     return re.sub(r"^(\s*):(?=:)", r"\1: ", text).replace("##[", "## [")
 
 
-def _labels(description: str | None, revision: str | None, environment: Mapping[str, str]) -> list[str]:
+def _labels(environment: Mapping[str, str]) -> list[str]:
     """What the workflow knows of the image. Labels of the same name in the input `labels` win."""
     server, repository = environment.get("GITHUB_SERVER_URL"), environment.get("GITHUB_REPOSITORY")
     home = f"{server}/{repository}" if server and repository else ""
     run_id = environment.get("GITHUB_RUN_ID")
     known = {
-        "org.opencontainers.image.description": description,
-        "org.opencontainers.image.revision": revision or environment.get("GITHUB_SHA"),
         "org.opencontainers.image.source": home,
         "org.opencontainers.image.url": home,
         "io.github-actions.build.url": f"{home}/actions/runs/{run_id}" if home and run_id else "",
@@ -289,18 +301,26 @@ def _labels(description: str | None, revision: str | None, environment: Mapping[
     return [f"{name}={text}" for name, text in known.items() if text]
 
 
-def _filled(label: str, now: datetime, notice: Callable[[str], None]) -> str:
-    """A label with those of hhd-dev/rechunk's placeholders filled in that are known here."""
-    filled = label.replace("<date>", f"{now:%y%m%d}").replace("<timestamp>", f"{now:%Y-%m-%dT%H:%M:%SZ}")
+def _checkout(environment: Mapping[str, str]) -> Path | None:
+    """The workflow's checkout, where there is one."""
+    workspace = environment.get("GITHUB_WORKSPACE")
+    return Path(workspace) if workspace and Path(workspace, ".git").is_dir() else None
+
+
+def _filled(what: str, text: str, now: datetime, notice: Callable[[str], None]) -> str:
+    """A text with those of hhd-dev/rechunk's placeholders filled in that are known here."""
+    filled = text.replace("<date>", f"{now:%y%m%d}").replace("<timestamp>", f"{now:%Y-%m-%dT%H:%M:%SZ}")
     for name in _PLACEHOLDER.findall(filled):
-        notice(f"label {filled.partition('=')[0]}: engine delta does not fill in {name}")
+        notice(f"{what}: engine delta does not fill in {name}")
     return filled
 
 
 _PLACEHOLDER = re.compile(r"<(?:changelog|commits|imginfo|pkgupd|pretty|previous|(?:rel)?ver(?:sion)?(?::[^>]*)?)>")
 
 _OPTION = re.compile(r"(?:[Oo]ption )?'?(?<![\w-])--([a-z][a-z_-]*[a-z])'?")
-_INPUTS = {"label": "labels", "tag": "tags"}
+_INPUTS = {"label": "labels", "tag": "tags", "formatter": "formatters"}
+_FLAGS = {flag.removeprefix("--") for flag in options.flags_of_inputs()}
+"""Messages name options of other programs as well (docker rm --force)."""
 
 
 def _output(given: Json) -> Name:

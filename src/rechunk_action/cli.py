@@ -11,7 +11,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,10 +21,12 @@ import msgspec
 
 from rechunk_action import __version__, options
 from rechunk_action.errors import EnvironmentLack, InputError, RechunkError
-from rechunk_action.pipeline import BuildOptions, Built, previous_image
+from rechunk_action.inspection import compare as run_compare
+from rechunk_action.inspection import verify as run_verify
+from rechunk_action.job import BuildOptions, HhdOptions
+from rechunk_action.oci.config import DESCRIPTION_LABEL, REVISION_LABEL
+from rechunk_action.pipeline import Built, previous_image
 from rechunk_action.pipeline import build as build_image
-from rechunk_action.pipeline import compare as run_compare
-from rechunk_action.pipeline import verify as run_verify
 from rechunk_action.progress import Progress
 from rechunk_action.registry.credentials import Credentials
 from rechunk_action.registry.reference import Reference
@@ -122,6 +124,7 @@ def cli() -> None:
 @click.argument("output", type=options.OUTPUT)
 @options.building
 @options.on_the_command_line
+@options.of_the_rechunker
 @options.reporting
 def build(as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     report = _run_build(_progress(quiet, verbose), None, **given).report
@@ -155,14 +158,15 @@ def verify(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Check that IMAGE, merged as clients merge it, equals SOURCE."""
+    """Check that IMAGE, as clients show it, equals SOURCE."""
     progress = _progress(quiet, verbose)
     with _places(_registry_of(image), tls_verify, threads, drop_bad_xattrs=drop_bad_xattrs) as places:
         report = run_verify(image, source, places, progress, threads=threads, scratch=_scratch())
     if as_json:
         _print_json(report)
     else:
-        click.echo(f"{image} equals {source}: {report['paths']:,} paths, under both merge rules")
+        how = "in its OSTree commit" if report["chunked"] else "under both merge rules"
+        click.echo(f"{image} equals {source}: {report['paths']:,} paths, {how}")
 
 
 @cli.command()
@@ -211,6 +215,7 @@ def prev_ref(
 @cli.command("action", context_settings={"auto_envvar_prefix": "INPUT"})
 @options.in_a_workflow
 @options.building
+@options.of_the_rechunker
 @options.of_hhd_rechunk
 @options.threads
 def action(timeout: int, **inputs: Any) -> None:
@@ -233,9 +238,27 @@ def _run_build(
     drop_bad_xattrs: bool,
     tls_verify: bool,
     threads: int,
+    labels: Sequence[str],
+    description: str | None,
+    revision: str | None,
     **given: Any,
 ) -> Built:
     """Build, with options as they were given."""
+    for text in options.unread(click.get_current_context(), given["engine"]):
+        progress.notice(text)
+    described = {DESCRIPTION_LABEL: description, REVISION_LABEL: revision}
+    hhd = HhdOptions(
+        image=given.pop("rechunk"),
+        pretty=given.pop("pretty") or "",
+        changelog=given.pop("changelog") or "",
+        revision=revision or "",
+        formatters=given.pop("formatters"),
+        git=given.pop("git"),
+        meta=given.pop("meta"),
+        skip_compression=given.pop("skip_compression", False),
+        workspace=given.pop("workspace"),
+        workspace_size=given.pop("workspace_size"),
+    )
     what = BuildOptions(
         source=source,
         output=output,
@@ -246,6 +269,8 @@ def _run_build(
         now=datetime.now(UTC),
         threads=threads,
         scratch=_scratch(),
+        labels=(*(f"{key}={text}" for key, text in described.items() if text), *labels),
+        hhd=hhd,
         **given,
     )
     published = _registry_of(output) or repository

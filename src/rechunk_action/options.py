@@ -8,16 +8,19 @@ given.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from rechunk_action.errors import InputError
+from rechunk_action.job import NEWEST
 from rechunk_action.oci.compression import Compression, parse_compression
 from rechunk_action.oci.config import label_change
-from rechunk_action.pipeline import NEWEST
+from rechunk_action.pipeline import ENGINES
 from rechunk_action.registry.reference import Reference, parse_reference, valid_tag
 from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template
 from rechunk_action.source.names import FORMS, Name, parse_name
@@ -70,8 +73,25 @@ class RepositoryType(click.ParamType[Reference]):
 class _LinesType(click.ParamType[str]):
     """A value that may be repeated: in a variable, one a line."""
 
+    name = "TEXT"
+
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         return [line.strip() for line in rv.splitlines() if line.strip()]
+
+
+class _SizeType(click.ParamType[int]):
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        del param, ctx
+        found = _SIZE.fullmatch(str(value).strip())
+        if not found:
+            raise InputError(f"{value!r} is no size: write it as in 50G or 800M")
+        return int(found[1]) * _UNITS[found[2].upper()]
+
+
+_SIZE = re.compile("([0-9]{1,15})([kKmMgGtT]?)B?")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class _LabelType(_LinesType):
@@ -155,16 +175,31 @@ building = together(
         help="The previous image; its layers are kept byte for byte. Without it, the newest version in the repository.",
     ),
     click.option("--fresh", is_flag=True, help="Lay the whole image out anew, whatever was published before."),
+    click.option(
+        "--engine",
+        type=click.Choice(list(ENGINES)),
+        default="delta",
+        show_default=True,
+        help="What makes the layers: delta keeps the published ones, hhd runs hhd-dev/rechunk's container.",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(["auto", "plain", "ostree"]),
+        default="auto",
+        show_default=True,
+        help="Plain layers, or the chunks of an OSTree commit; auto: as the previous image, plain for a first one.",
+    ),
     version,
     tags,
     click.option(
         "--label", "labels", type=_LabelType(), multiple=True, help="Set a label; K- removes it. May be repeated."
     ),
+    click.option("--description", help="Text for the label org.opencontainers.image.description."),
+    click.option("--revision", help="Commit for the label org.opencontainers.image.revision."),
     click.option(
         "--max-layers",
         type=click.IntRange(3, 400),
-        default=120,
-        show_default=True,
+        show_default="120; with engine hhd, its own",
         help="Layers that the image may have.",
     ),
     click.option(
@@ -177,7 +212,7 @@ building = together(
     click.option(
         "--max-update-size",
         type=click.FloatRange(0),
-        help="Megabytes that an update may cost; a larger one fails and is not published. Fresh images may be larger.",
+        help="Megabytes that an update may cost; a larger one fails and is not published. --fresh has no limit.",
     ),
     click.option(
         "--compression",
@@ -222,11 +257,6 @@ in_a_workflow = together(
     click.option(
         "--output", type=click.Path(path_type=Path), help="A directory to write the image to, as an OCI layout."
     ),
-    click.option("--description", help="Text for the label org.opencontainers.image.description."),
-    click.option("--revision", help="Commit for the label org.opencontainers.image.revision."),
-    click.option(
-        "--engine", type=click.Choice(["delta"]), default="delta", show_default=True, help="What makes the layers."
-    ),
     click.option(
         "--timeout",
         type=click.IntRange(1, 360),
@@ -240,15 +270,75 @@ in_a_workflow = together(
 SECRETS = ("token", "username", "password")
 """Inputs that are no options: arguments are for all of a machine to see."""
 
+of_the_rechunker = together(
+    click.option("--rechunk", help="Engine hhd: hhd-dev/rechunk's container image, instead of the one that is pinned."),
+    click.option("--pretty", help="Engine hhd: text for <pretty> in labels and changelog."),
+    click.option("--changelog", help="Engine hhd: template of the changelog, with hhd-dev/rechunk's variables."),
+    click.option(
+        "--git",
+        type=click.Path(path_type=Path),
+        help="Engine hhd: a checkout whose commits the changelog may list (<commits>).",
+    ),
+    click.option(
+        "--formatter",
+        "formatters",
+        type=_LinesType(),
+        metavar="NAME=FORMAT",
+        multiple=True,
+        help="Engine hhd: how a list in the changelog is written. May be repeated.",
+    ),
+    click.option("--meta", type=click.Path(path_type=Path), help="Engine hhd: YAML of packages that share layers."),
+    click.option(
+        "--workspace",
+        type=click.Choice(["auto", "btrfs", "none"]),
+        default="auto",
+        show_default=True,
+        help="Engine hhd: scratch space on a BTRFS of its own, in a plain directory (none), or what can be had (auto).",
+    ),
+    click.option(
+        "--workspace-size",
+        type=_SizeType(),
+        show_default="what the image needs",
+        help="Engine hhd: what the scratch space may grow to, as in 50G.",
+    ),
+)
+"""What engine `hhd` alone reads."""
+
 of_hhd_rechunk = together(
     click.option("--clear-plan", type=click.BOOL, help="hhd-dev/rechunk's name for fresh."),
-    click.option("--skip_compression", type=click.BOOL, help="hhd-dev/rechunk's name for compression zstd:1."),
+    click.option("--skip_compression", type=click.BOOL, help="hhd-dev/rechunk's name for the fastest compression."),
     *(
-        click.option(f"--{name}", help="An input of hhd-dev/rechunk that this engine has no use for.")
-        for name in ("prev-ref-fail", "pretty", "keep-ref", "changelog", "git", "formatters", "meta", "rechunk")
+        click.option(f"--{name}", help="An input of hhd-dev/rechunk that changes nothing here.")
+        for name in ("prev-ref-fail", "keep-ref")
     ),
 )
 """Inputs under the names that hhd-dev/rechunk has for them."""
+
+
+def flags_of_inputs() -> set[str]:
+    """The flags that options have which are inputs of the action, too."""
+    command = click.command()(together(in_a_workflow, building, of_the_rechunker, of_hhd_rechunk)(lambda: None))
+    return {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+
+
+READ_BY = {
+    "hhd": {"rechunk", "pretty", "changelog", "git", "formatters", "meta", "workspace", "workspace_size"},
+    "delta": {"compression", "max_overhead", "format"},
+}
+"""Options that one engine alone reads."""
+
+
+def unread(context: click.Context, engine: str) -> list[str]:
+    """What to tell the user of options that were given and that this engine does not read."""
+    return [
+        f"{option.opts[0]} has no meaning for engine {engine}: only engine {other} reads it"
+        for other, names in READ_BY.items()
+        for option in context.command.params
+        if other != engine
+        and option.name in names
+        and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT
+    ]
+
 
 threads = click.option(
     "--threads",

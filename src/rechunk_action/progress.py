@@ -47,6 +47,10 @@ class Progress:
         if self._level > 0:
             self._say(text)
 
+    def output(self, line: str) -> None:
+        """A line that another program has printed."""
+        self.detail(line)
+
     def _say(self, text: str) -> None:
         self._stream.write(text + "\n")
         self._stream.flush()

@@ -76,25 +76,35 @@ class RegistryWriter(Stage):
             self._elsewhere[blob.digest] = blobs
         self.store_table(blob, table)
 
+    def adopt(self, path: Path, digest: str) -> None:
+        """Take a finished file as a blob. One on another file system stays there: it is only read once more."""
+        if path.stat().st_dev == self._stage.stat().st_dev:
+            super().adopt(path, digest)
+        else:
+            blob_path(self._stage, digest).symlink_to(path)
+
     def upload(self, layers: Sequence[Blob], advance: Advance) -> Mapping[str, str]:
-        """Bring layers and their tables into the repository. Returns the labels by which the image finds the tables.
+        """Bring layers and their tables into the repository. Returns the labels by which the image finds the tables:
+        none for layers that have none.
 
         `advance` is told of bytes of layers as they are sent.
         """
         unique = {blob.digest: blob for blob in layers}
         for digest in unique:
-            if digest not in self._tables:
-                stored = table_path(self._stage, digest).read_bytes()
-                self._tables[digest] = {"digest": digest_of(stored), "size": len(stored)}
-        document = tables_manifest([self._tables[blob.digest] for blob in layers])
-        self._artifact = self.store_json(document, MANIFEST)
+            stored = table_path(self._stage, digest)
+            if digest not in self._tables and stored.exists():
+                data = stored.read_bytes()
+                self._tables[digest] = {"digest": digest_of(data), "size": len(data)}
+        if self._tables:
+            document = tables_manifest([self._tables[blob.digest] for blob in layers])
+            self._artifact = self.store_json(document, MANIFEST)
         if self._push:
             with Workers(UPLOADS) as workers:
                 for _ in workers.map(lambda blob: self._upload_layer(blob, advance), unique.values()):
                     pass
                 for _ in workers.map(self._upload_table, unique):
                     pass
-        return {LABEL: self._artifact["digest"]}
+        return {LABEL: self._artifact["digest"]} if self._artifact else {}
 
     def settle(self, version: str | None) -> str | None:
         """The version that the image gets: the one asked for, or the next free build of it."""
@@ -121,7 +131,8 @@ class RegistryWriter(Stage):
         self._put(digest, data)
         if version and self._digest_at(version) not in (None, digest):
             return None
-        self._put(tables_tag(config), self._staged(self._artifact))
+        if self._artifact:
+            self._put(tables_tag(config), self._staged(self._artifact))
         try:
             if version:
                 self._put(version, data)

@@ -22,7 +22,7 @@ BIN = 4 * ALONE
 """Bytes, uncompressed, of small components that an update puts into one layer."""
 
 MIN_GROUPS = 3
-"""One large component, one bin, the unclaimed."""
+"""One large component, one bin, the unclaimed. Without the first, there are two."""
 
 UNCLAIMED = "unclaimed"
 """Name of the group of all files that no component claims."""
@@ -37,13 +37,13 @@ class Group:
 
 
 def group_all(tree: Tree, owner: Mapping[str, str], *, layers: int) -> list[Group]:
-    """Spread all files of a tree over at most so many layers (at least `MIN_GROUPS`), a third for small components."""
+    """Spread all files of a tree over at most so many layers (at least 2), a third for small components."""
     paths = [path for path, entry in tree.items() if not entry.is_dir]
     return _group(paths, tree, owner, layers, bins=layers // 3)
 
 
 def group_changes(paths: Iterable[str], tree: Tree, owner: Mapping[str, str], *, layers: int) -> list[Group]:
-    """Spread an update's files over few layers, at most so many (at least `MIN_GROUPS`)."""
+    """Spread an update's files over few layers, at most so many (at least 2)."""
     paths = list(paths)
     return _group(paths, tree, owner, layers, bins=min(layers // 3, _size(paths, tree) // BIN))
 

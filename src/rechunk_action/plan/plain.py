@@ -1,10 +1,14 @@
-"""Plans for plain layers: what a new image is made of, out of a tree and the layers already published.
+"""Plans: what a new image is made of, out of a tree and the layers already published.
 
 Published layers are kept byte for byte where `compaction` says so. What they show and the tree does not want is
 removed by whiteouts; what the tree wants and they don't show goes into new layers on top. Directories need more care,
 since clients disagree on which layer decides their metadata: every new layer states all ancestors of what it holds, a
 directory with wrong metadata is stated again on top for those who take the last word, and a *fix layer*, inserted just
 before the layer that would have the first word, tells the others.
+
+An OSTree-chunked image is planned the same way. Its chunks make the view that containers have, in which a path is
+there only together with its object: when the view is right, every object is in some layer. Its first layer, which is
+always new, names all directories (`base`), and only those who take the last word look at any.
 
 Pure: tables in, plan out.
 """
@@ -58,7 +62,7 @@ class Plan:
 
 def plan_fresh(tree: Tree, owner: Mapping[str, str], *, max_layers: int) -> Plan:
     """Lay out a whole tree anew."""
-    groups = group_all(tree, owner, layers=max(MIN_GROUPS, int(max_layers * FRESH_SHARE)))
+    groups = group_all(tree, owner, layers=_most(max_layers, FRESH_SHARE))
     stated = {above for group in groups for path in group.paths for above in ancestors(path)}
     childless = [path for path, entry in tree.items() if entry.is_dir and path not in stated]
     return Plan(_layers(groups, childless, [], tree))
@@ -71,23 +75,31 @@ def plan_update(
     *,
     max_layers: int,
     max_overhead: float,
+    base: Table | None = None,
 ) -> Plan:
-    """Keep what can be kept of the previous image, and add the rest."""
+    """Keep what can be kept of the previous image, and add the rest.
+
+    `base` is what a layer below all others says of the directories, where the format has one; it counts as no layer.
+    """
     tables = [layer.table for layer in previous]
     sizes = [layer.blob.size for layer in previous]
     wanted = [wanted_of(table, tree) for table in tables]
     unfit = {index: table.problem for index, table in enumerate(tables) if table.problem}
-    unfit |= _holding_protected(tables, tree) | _beyond_repair(tables, wanted, tree)
+    if base is None:
+        unfit |= _holding_protected(tables, tree) | _beyond_repair(tables, wanted, tree)
+    below = [] if base is None else [base]
+    wanted_below = [wanted_of(table, tree) for table in below]
 
     @lru_cache(maxsize=1)
     def replay(keep: tuple[int, ...]) -> Replay:
-        return Replay([tables[index] for index in keep], tree, [wanted[index] for index in keep])
+        kept, of_kept = [tables[index] for index in keep], [wanted[index] for index in keep]
+        return Replay([*below, *kept], tree, [*wanted_below, *of_kept])
 
     def liveness(keep: Sequence[int]) -> Liveness:
         shown = replay(tuple(keep))
-        dead = dict(zip(keep, shown.dead(), strict=True))
-        view = shown.view("last")
-        useful = {keep[view[path][0]] for path in shown.unchanged("last") if not tree[path].is_dir}
+        dead = dict(zip(keep, shown.dead()[len(below) :], strict=True))
+        view, at = shown.view("last"), [None] * len(below) + list(keep)
+        useful = {at[view[path][0]] for path in shown.unchanged("last") if not tree[path].is_dir}
         return Liveness(
             live={index: sizes[index] - dead[index] for index in keep},
             dead=dead,
@@ -98,7 +110,11 @@ def plan_update(
     while True:
         kept = compact(sizes, liveness, unfit=unfit, max_overhead=max_overhead, max_layers=room)
         groups, directories, whiteouts = _changes(replay(tuple(kept.keep)), components, max_layers)
-        plan = Plan(_with_fixes(kept.keep, _layers(groups, directories, whiteouts, tree), tables, tree), kept.drops)
+        new = _layers(groups, directories, whiteouts, tree)
+        layers: list[int | LayerPlan] = [*kept.keep, *new]
+        if base is None:
+            layers = _with_fixes(kept.keep, new, tables, tree)
+        plan = Plan(layers, kept.drops)
         excess = len(plan.layers) - max_layers
         if excess <= 0 or not kept.keep:
             return plan
@@ -116,9 +132,14 @@ def _changes(shown: Replay, components: Components, max_layers: int) -> tuple[li
         for path in view
         if path not in tree and (parent := tree.get(parent_of(path))) is not None and parent.is_dir
     ]
-    most = max(MIN_GROUPS, int(max_layers * (1 - FRESH_SHARE)))
-    groups = group_changes(files, tree, components(), layers=most) if files else []
+    layers = _most(max_layers, 1 - FRESH_SHARE)
+    groups = group_changes(files, tree, components(), layers=layers) if files else []
     return groups, directories, sorted(whiteouts)
+
+
+def _most(max_layers: int, share: float) -> int:
+    """Layers that groups of files may take, when an image may have so many."""
+    return max(min(MIN_GROUPS, max_layers), int(max_layers * share))
 
 
 def _layers(

@@ -100,8 +100,14 @@ def _layers(report: Report) -> str:
 
 
 def _times(report: Report) -> str:
-    rows = [(escape(name), f"{seconds:.1f} s") for name, seconds in report["seconds"].items()]
-    return f"<details><summary>Time</summary>\n\n{_table(('Phase', ''), rows)}\n\n</details>"
+    """What each phase took: time, and of the disk at its peak where that was looked at."""
+    disk = report["disk"]
+    heading = ("Phase", "Disk", "Time") if disk else ("Phase", "Time")
+    rows = [
+        (escape(name), *([format_size(disk[name]) if name in disk else ""] if disk else []), f"{seconds:.1f} s")
+        for name, seconds in report["seconds"].items()
+    ]
+    return f"<details><summary>Time{' and disk' if disk else ''}</summary>\n\n{_table(heading, rows)}\n\n</details>"
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
