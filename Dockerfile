@@ -25,13 +25,15 @@ RUN /opt/build/bin/hatchling build --target wheel --directory /wheel \
     && find /opt/run -name '*.so' -exec strip --strip-unneeded {} +
 
 FROM debian:trixie-slim AS system
-# podman mounts images here and starts nothing: it wants no networks, and only asks whether netavark is there.
+# podman mounts images here and starts nothing: it wants no networks, and only asks whether netavark is there. Of the
+# tools for BTRFS, one is called.
 # hadolint ignore=DL3008
 RUN printf 'path-exclude=%s\n' \
         '/usr/lib/*/*.a' '/usr/lib/cni/*' '/usr/lib/file/*' '/usr/lib/podman/*' '/usr/libexec/podman/*' \
+        '/usr/bin/btrfs*' '/usr/sbin/fsck.btrfs' '/usr/lib/udev/*' '/usr/share/initramfs-tools/*' \
         >/etc/dpkg/dpkg.cfg.d/unneeded \
     && apt-get update -q \
-    && apt-get install -q -y --no-install-recommends ca-certificates podman python3 rpm skopeo \
+    && apt-get install -q -y --no-install-recommends btrfs-progs ca-certificates mount podman python3 rpm skopeo \
     && dpkg --purge --force-depends --force-remove-essential apt iptables perl-base sqv \
     && rm -rf /usr/share/doc /usr/share/info /usr/share/locale /usr/share/man /var/cache/* /var/lib/apt /var/log/* \
     && ln -s /usr/bin/false /usr/lib/podman/netavark

@@ -15,8 +15,8 @@ from tests.oracles import Missing, program, run
 
 ROOT = Path(__file__).parent.parent
 BASE = "debian:trixie-slim"
-STAND_IN = "rechunk-test-stand-in:1"
-"""Runs the text of the input `meta` as a shell script, instead of rechunk-action."""
+STAND_IN = "rechunk-test-stand-in:2"
+"""Runs the text of the input `description` as a shell script, instead of rechunk-action."""
 
 
 @cache
@@ -43,7 +43,8 @@ def stand_in() -> str:
     docker = program("docker", "docker.io")
     if not run(docker, "image", "ls", "--quiet", STAND_IN):
         container = run(docker, "create", base(), "true").strip()
-        run(docker, "commit", "--change", 'ENTRYPOINT ["sh", "-c", "eval \\"$INPUT_META\\""]', container, STAND_IN)
+        entry = 'ENTRYPOINT ["sh", "-c", "eval \\"$INPUT_DESCRIPTION\\""]'
+        run(docker, "commit", "--change", entry, container, STAND_IN)
         run(docker, "rm", container)
     return STAND_IN
 

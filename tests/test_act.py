@@ -11,14 +11,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from bench.demo_action import overhead
 from bench.workflows import BASE, Site
+from rechunk_action import __version__
+from rechunk_action.oci.image import host_architecture
+from rechunk_action.registry.image import published_image
 from tests.containers import action_image, base
 from tests.oracles import program, run
+from tests.rechunker import FAULTS, rechunker_image, small_tree
 from tests.registries import repository
 
 pytestmark = pytest.mark.oracle
@@ -37,16 +42,31 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return archive
 
 
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bootable root file system as an archive."""
+    place = tmp_path_factory.mktemp("system")
+    small_tree(place / "tree", 1)
+    run("tar", "-C", place / "tree", "--xattrs", "--xattrs-include=*", "-cf", place / "root.tar", ".")
+    return place / "root.tar"
+
+
 @pytest.fixture
 def site(root: Path) -> Iterator[Site]:
+    with opened(root) as site:
+        yield site
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[Site]:
     program("docker-registry", "docker-registry")
     # podman wants a short path, and one on a disk.
     with (
         tempfile.TemporaryDirectory(prefix="site-", dir="/var/tmp") as place,
-        Site(Path(place), root, {"RECHUNK_ACTION_IMAGE": action_image()}) as opened,
+        Site(Path(place), root, {"RECHUNK_ACTION_IMAGE": action_image()}) as site,
     ):
-        yield opened
-        assert opened.containers == []
+        yield site
+        assert site.containers == []
 
 
 def tags(site: Site) -> set[str]:
@@ -118,6 +138,53 @@ def test_wrong_inputs_are_one_error(site: Site) -> None:
         assert len(done.errors) == 1
         assert re.search(text, done.errors[0])
         assert done.outputs.get("ref", "") == ""
+
+
+def test_hhd_makes_a_build_and_its_update(system: Path) -> None:
+    """The third build fails, in the rechunker; it publishes nothing and leaves nothing."""
+    here = ("engine: hhd\n", f"engine: hhd\n          rechunk: {rechunker_image()}\n")
+    with opened(system) as site:
+        first = site.run("engine-hhd.yml", replace=here)
+        assert first.status == 0, first.log[-3000:]
+        assert (first.outputs["fresh"], first.outputs["prev-ref"]) == ("true", "")
+
+        (site.files / "etc/motd").write_text("two\n")
+        second = site.run("engine-hhd.yml", replace=here)
+        assert second.status == 0, second.log[-3000:]
+        assert site.scratch == []
+        assert second.outputs["prev-ref"] == f"{site.repository}:{first.outputs['version']}@{first.outputs['digest']}"
+        assert second.outputs["fresh"] == "false"
+        assert 0 < int(second.outputs["update-size"]) < int(second.outputs["image-size"])
+        assert re.search(r"Users download", second.summary)
+        title, _, *listed = (site.told / "changelog.md").read_text().splitlines()
+        assert title == f"# Custom Bazzite-DX {second.outputs['version']}"
+        assert listed[0].endswith(": a change"), "the commit of this build"
+        labels = newest_labels(site)
+        assert labels["org.opencontainers.image.version"] == second.outputs["version"]
+        assert labels["rechunk.version"] == __version__
+        assert labels["rechunk.chunks"] == second.outputs["chunks"]
+        assert labels["rechunk.prev-ref"] == second.outputs["prev-ref"]
+        assert labels["rechunk.engine"] == "hhd"
+        assert labels["ostree.bootable"] == "true"
+        assert labels["org.opencontainers.image.description"].endswith(f", after {first.outputs['version']}")
+
+        before = tags(site)
+        (site.files / FAULTS).parent.mkdir(parents=True)
+        (site.files / FAULTS).write_text("create:exit:7\n")
+        third = site.run("engine-hhd.yml", replace=here)
+        assert third.status != 0
+        [error] = third.errors
+        assert error.startswith("step commit failed (exit status 7)")
+        assert (tags(site), site.scratch) == (before, [])
+
+
+def newest_labels(site: Site) -> dict[str, str]:
+    """Labels of the newest image, which its manifest has as annotations."""
+    host, _, name = site.repository.partition("/")
+    with repository(host, name) as client:
+        image = published_image(client, "latest", host_architecture())
+    assert image.labels == image.manifest["annotations"]
+    return dict(image.labels)
 
 
 @pytest.mark.parametrize("when", ["Rechunk", "::group::write layers", "::group::publish"])

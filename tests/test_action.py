@@ -242,7 +242,7 @@ class TestAStep:
         assert not [line for line in done.stdout.splitlines() if line.startswith(("::error", "::warning"))]
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    @pytest.mark.parametrize("phase", ["read docker", "read dir:", "plan", "write", "verify", "publish"])
+    @pytest.mark.parametrize("phase", ["read 127.0.0.1:", "read dir:", "plan", "write", "verify", "publish"])
     def test_leaves_nothing_when_it_is_cancelled(self, runner: Runner, registry: str, phase: str, number: int) -> None:
         name = f"owner/cancelled-{'-'.join(re.findall('[a-z]+', phase))}-{number}"
         assert runner.run(repository=f"{registry}/{name}", push="true").returncode == 0
@@ -291,7 +291,7 @@ class TestInputs:
     def translated(self, notices: list[str]) -> Callable[..., dict[str, Any]]:
         """Inputs as click hands them over."""
 
-        def of(**inputs: Any) -> dict[str, Any]:
+        def of(checkout: str = "", **inputs: Any) -> dict[str, Any]:
             command = cli.commands["action"]
             environment = {f"INPUT_{name.upper()}": value for name, value in inputs.items()}
             with pytest.MonkeyPatch.context() as patch:
@@ -299,14 +299,14 @@ class TestInputs:
                     patch.setenv(name, value)
                 context = command.make_context("action", [], auto_envvar_prefix="INPUT")
             context.params.pop("timeout")
-            return translate(context.params, environment, notices.append)
+            return translate(context.params, environment | {"GITHUB_WORKSPACE": checkout}, notices.append)
 
         return of
 
     def test_are_options_of_a_build(self, translated: Callable[..., dict[str, Any]]) -> None:
         found = translated(**GIVEN, push="true")
         assert (str(found["source"]), str(found["output"])) == ("localhost/image", "docker://ghcr.io/owner/image")
-        assert (found["push"], found["fresh"], found["max_layers"]) == (True, False, 120)
+        assert (found["push"], found["fresh"], found["max_layers"]) == (True, False, None)
 
     def test_that_are_empty_are_not_given(self, translated: Callable[..., dict[str, Any]], notices: list[str]) -> None:
         names = [name for name in _inputs() if name.replace("-", "_") not in {*GIVEN, *options.SECRETS}]
@@ -328,11 +328,8 @@ class TestInputs:
         )
         assert (str(found["prev_ref"]), found["fresh"]) == ("docker://ghcr.io/owner/image:42", True)
         assert found["compression"].level == 1
-        assert found["labels"] == [
-            "org.opencontainers.image.description=d",
-            "org.opencontainers.image.revision=r",
-            "org.opencontainers.image.revision=mine",
-        ]
+        assert (found["description"], found["revision"]) == ("d", "r")
+        assert found["labels"] == ["org.opencontainers.image.revision=mine"]
         assert isinstance(found["version"], Template)
         assert str(found["version"]) == "42.{date:%y%m%d}"
         assert notices == []
@@ -340,10 +337,38 @@ class TestInputs:
     def test_placeholders_of_hhd_rechunk_are_filled_in_or_told(
         self, translated: Callable[..., dict[str, Any]], notices: list[str]
     ) -> None:
-        found = translated(**GIVEN, labels="a=built <date>, <timestamp>\nb=<version> of <version:kernel>\nc=<other>")
+        labels = "a=built <date>, <timestamp>\nb=<version> of <version:kernel>\nc=<other>"
+        found = translated(**GIVEN, labels=labels, description="of <date>, <pretty>")
         assert re.fullmatch(r"a=built \d{6}, \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["labels"][0])
         assert found["labels"][1:] == ["b=<version> of <version:kernel>", "c=<other>"]
-        assert notices == [f"label b: engine delta does not fill in <{name}>" for name in ("version", "version:kernel")]
+        assert re.fullmatch(r"of \d{6}, <pretty>", found["description"])
+        assert notices == [
+            "label b: engine delta does not fill in <version>",
+            "label b: engine delta does not fill in <version:kernel>",
+            "input description: engine delta does not fill in <pretty>",
+        ]
+
+    def test_are_left_to_the_rechunker_with_its_engine(
+        self, translated: Callable[..., dict[str, Any]], notices: list[str]
+    ) -> None:
+        found = translated(**GIVEN, engine="hhd", labels="a=<date> <version>", skip_compression="true")
+        assert found["labels"] == ["a=<date> <version>"]
+        assert found["skip_compression"]
+        assert found["compression"].level == 3
+        assert notices == []
+
+    def test_show_the_rechunker_the_workflow_s_checkout(
+        self, translated: Callable[..., dict[str, Any]], tmp_path: Path
+    ) -> None:
+        def git(**inputs: str) -> Path | None:
+            found: Path | None = translated(str(tmp_path), **GIVEN, **inputs)["git"]
+            return found
+
+        assert git(engine="hhd") is None, "nothing was checked out"
+        (tmp_path / ".git").mkdir()
+        assert git(engine="hhd") == tmp_path
+        assert git(engine="hhd", git="/other") == Path("/other")
+        assert git(engine="delta") is None
 
     @pytest.mark.parametrize("name", WITHOUT_MEANING)
     def test_without_meaning_are_told(
@@ -351,11 +376,12 @@ class TestInputs:
     ) -> None:
         translated(**GIVEN, **{name: "true"})
         [notice] = notices
-        assert notice.startswith(f"input {name.replace('_', '-')} has no meaning for engine delta: ")
+        assert notice.startswith(f"input {name.replace('_', '-')} has no meaning here: ")
 
     def test_name_the_source_that_was_found(self) -> None:
         given = {"ref": "x", "engine": "delta", "version": None, "labels": (), "repository": None, "push": False}
-        given |= dict.fromkeys((*WITHOUT_MEANING, "clear_plan", "skip_compression", "description", "revision"))
+        left_out = ("clear_plan", "skip_compression", "compression", "description", "revision")
+        given |= dict.fromkeys((*WITHOUT_MEANING, *left_out))
         found = translate({**given, "output": Path("o")}, {"RECHUNK_SOURCE": "oci-archive:/scratch/image.tar"}, print)
         assert str(found["source"]) == "oci-archive:/scratch/image.tar"
 
@@ -435,7 +461,7 @@ def _options() -> dict[str, click.Option]:
     for option in cli.commands["action"].params:
         assert isinstance(option, click.Option)
         flag = max(option.opts, key=len).removeprefix("--")
-        found[{"label": "labels", "tag": "tags"}.get(flag, flag)] = option
+        found[{"label": "labels", "tag": "tags", "formatter": "formatters"}.get(flag, flag)] = option
     found.pop("threads")
     return found
 
@@ -458,10 +484,19 @@ REPORT: dict[str, Any] = {
     "components": {HOSTILE: 6_000_000, "b": 200_000},
     "dropped": [{"layer": 1, "reason": HOSTILE, "live": 1, "dead": 2}],
     "seconds": {"scan": 1.25},
+    "disk": {},
 }
 
 
 class TestSummary:
+    def test_says_what_each_phase_took(self) -> None:
+        assert "| Phase | Time |\n| --- | --: |\n| scan | 1.2 s |" in summary(REPORT, where="")
+        took = {"seconds": {"scan": 1.25, "chunk": 60.0}, "disk": {"chunk": 700_000_000}}
+        text = summary(REPORT | took, where="").replace("\N{NO-BREAK SPACE}", " ")
+        assert (
+            "| Phase | Disk | Time |\n| --- | --- | --: |\n| scan |  | 1.2 s |\n| chunk | 700.0 MB | 60.0 s |" in text
+        )
+
     def test_says_what_users_download(self) -> None:
         text = summary(REPORT, where="ghcr.io/o/i:1").replace("\N{NO-BREAK SPACE}", " ")
         assert "**Users download 6.2 MB** instead of 2.0 GB." in text
@@ -507,3 +542,8 @@ class TestTheLog:
         action.error("Invalid value for '--max-layers': use --version, --label a=b or --tls-verify=false -- or not")
         said = capsys.readouterr().out
         assert "value for input max-layers: use input version, input labels a=b or input tls-verify=false -- or" in said
+
+    def test_options_of_other_programs_stay_what_they_are(self, capsys: pytest.CaptureFixture[str]) -> None:
+        action.error("remove it (docker rm --force x), unmount it (umount --recursive /x), or name another (--rechunk)")
+        said = capsys.readouterr().out
+        assert "(docker rm --force x), unmount it (umount --recursive /x), or name another (input rechunk)" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests import containers, stores
 from tests.oracles import program, run
+from tests.rechunker import FAULTS, rechunker_image, small_tree
 from tests.stores import User
 
 pytestmark = pytest.mark.oracle
@@ -30,13 +33,19 @@ USERS = f"{PREFIX}/users:1"
 DOCKERS = f"{PREFIX}/dockers:1"
 EVERYWHERE = f"{PREFIX}/everywhere:1"
 DIFFERENT = f"{PREFIX}/different:1"
+SYSTEM = f"{PREFIX}/system:1"
+"""An operating system, in root's storage and in docker."""
+HANGING = f"{PREFIX}/hanging:1"
+"""The same in root's storage, but its rechunking never ends, and heeds no request to."""
 
 NUMBER = itertools.count()
 
 SOON = 7.0
 """Seconds: half a second less than the runner leaves between its two signals."""
 
-IN_PLACE = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SYS_ADMIN")
+WRITING = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP")
+MOUNTING = (*WRITING, "SYS_ADMIN")
+IN_PLACE = (*MOUNTING, "MKNOD")
 NUMBERS = {"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "SYS_ADMIN": 21, "MKNOD": 27, "SETFCAP": 31}
 
 
@@ -119,7 +128,7 @@ class Runner:
 
     def stand_in(self, script: str) -> dict[str, str]:
         """What has a shell script run in the container."""
-        return {"RECHUNK_ACTION_IMAGE": containers.stand_in(), "INPUT_META": script}
+        return {"RECHUNK_ACTION_IMAGE": containers.stand_in(), "INPUT_DESCRIPTION": script}
 
     def replace(self, program: str, script: str) -> None:
         """Put another program before the one of that name. `$REAL` is the one it replaces."""
@@ -160,7 +169,13 @@ def machine() -> Iterator[Machine]:
         ):
             for owner in owners:
                 stores.store(place / layout, name, owner)  # type: ignore[arg-type]
-        for layout, name in (("one", DOCKERS), ("one", EVERYWHERE), ("two", DIFFERENT)):
+        for name, faults in ((SYSTEM, ""), (HANGING, "create:deaf\n")):
+            tree = small_tree(place / name.split("/")[-1].split(":")[0], 1)
+            (tree / FAULTS).write_text(faults)
+            run("tar", "-C", tree, "--xattrs", "--xattrs-include=*", "-cf", f"{tree}.tar", ".")
+            stores.podman(storage, "import", "--quiet", f"{tree}.tar", name)
+        stores.podman(storage, "push", "--quiet", SYSTEM, f"oci:{place}/system.oci")
+        for layout, name in (("one", DOCKERS), ("one", EVERYWHERE), ("two", DIFFERENT), ("system.oci", SYSTEM)):
             stack.enter_context(stores.in_docker(place / layout, name))
         stores.podman(storage, "info")  # sets up what podman keeps beside images
         stack.enter_context(may_sudo(user, place / "bin", storage))
@@ -244,6 +259,7 @@ def running(*command: str) -> list[str]:
 @contextmanager
 def untouched(machine: Machine) -> Iterator[None]:
     """Root's storage is as it was, times included, and so is what is mounted of it."""
+    stores.podman(machine.storage, "info")  # one that has failed leaves the storage mounted on itself
     before = state(machine)
     yield
     assert sorted(state(machine) ^ before) == []
@@ -416,9 +432,17 @@ echo "user $(id -u)"
 for path in / /usr /storage /storage/overlay "$GITHUB_WORKSPACE" "$RUNNER_TEMP"; do
     (: >"$path/written") 2>/dev/null && echo "can write to $path"
 done
-[ -e /var/run/docker.sock ] && echo "has docker"
+[ -e /run/docker.sock ] && echo "has docker"
+for device in /dev/loop-control $(find /dev -type b); do
+    ( : <"$device" ) 2>/dev/null && echo "can open $device"
+done
+awk '$5 ~ "_temp/rechunk$" && / shared:/ { print "mounts are seen outside" }' /proc/self/mountinfo
 true
 """
+
+
+def capabilities(*names: str) -> str:
+    return f"{sum(1 << NUMBERS[name] for name in names):016x}"
 
 
 def test_rights_without_root_s_storage(runner: Runner) -> None:
@@ -428,19 +452,47 @@ def test_rights_without_root_s_storage(runner: Runner) -> None:
     assert "CapBnd:\t0000000000000000" in text
     assert "NoNewPrivs:\t1" in text
     assert f"user {runner.machine.user.account.pw_uid}" in text
-    assert "can write" not in text
-    assert "has docker" not in text
+    assert not re.search("can (write|open)|has docker|seen outside", text)
 
 
 def test_rights_with_root_s_storage(runner: Runner) -> None:
     _, text = runner.run(ROOTS, **runner.stand_in(RIGHTS))
-    capabilities = sum(1 << NUMBERS[name] for name in IN_PLACE)
-    assert f"CapEff:\t{capabilities:016x}" in text
-    assert f"CapBnd:\t{capabilities:016x}" in text
+    assert f"CapEff:\t{capabilities(*IN_PLACE)}" in text
+    assert f"CapBnd:\t{capabilities(*IN_PLACE)}" in text
+    assert "NoNewPrivs:\t1" in text
+    assert "user 0" in text
+    assert not re.search("can (write|open)|has docker|seen outside", text)
+
+
+@pytest.mark.parametrize(
+    ("ref", "workspace", "rights", "devices", "seen"),
+    [
+        (ROOTS, "", IN_PLACE, True, True),
+        (DOCKERS, "", MOUNTING, True, True),
+        (ROOTS, "none", IN_PLACE, False, True),
+        ("dir:{place}/one", "none", MOUNTING, False, True),
+        (DOCKERS, "none", WRITING, False, False),
+    ],
+)
+def test_rights_with_engine_hhd(
+    runner: Runner, ref: str, workspace: str, rights: tuple[str, ...], devices: bool, seen: bool
+) -> None:
+    """What its containers work in is mounted where it can be, and where not, nothing is."""
+    ref = ref.format(place=runner.machine.place)
+    status, text = runner.run(ref, INPUT_ENGINE="hhd", INPUT_WORKSPACE=workspace, **runner.stand_in(RIGHTS))
+    assert status == 0, text
+    assert f"CapEff:\t{capabilities(*rights)}" in text
+    assert f"CapBnd:\t{capabilities(*rights)}" in text
     assert "NoNewPrivs:\t1" in text
     assert "user 0" in text
     assert "can write" not in text
-    assert "has docker" not in text
+    assert "has docker" in text
+    opened = re.findall("can open (.*)", text)
+    assert ("/dev/loop-control" in opened) == devices
+    assert all(device.startswith("/dev/loop") for device in opened)
+    assert ("seen outside" in text) == seen
+    runner.clean()
+    assert_nothing_left(runner)
 
 
 RECORDER = r"""
@@ -598,12 +650,117 @@ def test_logins_are_seen_and_not_written(runner: Runner) -> None:
     assert argv.count(f'type=bind,"source={login}","target={login}",readonly') == 1
 
 
+# --- Engine hhd ---
+
+
+def with_hhd(**more: str) -> dict[str, str]:
+    """What has the real rechunker's stand-in work for the action."""
+    image = containers.action_image()
+    return {"RECHUNK_ACTION_IMAGE": image, "INPUT_ENGINE": "hhd", "INPUT_RECHUNK": rechunker_image()} | more
+
+
+def test_hhd_reads_root_s_image_in_place(runner: Runner) -> None:
+    """Its tree is laid over what podman has mounted, and nothing is copied or left."""
+    (runner.workspace / "meta.yml").write_text("meta: {own: {packages: [bash]}}\n")
+    texts = {"INPUT_CHANGELOG": "# What is new in <pretty>\n", "INPUT_PRETTY": "Mine", "INPUT_META": "meta.yml"}
+    with untouched(runner.machine):
+        status, text = runner.run(SYSTEM, INPUT_OUTPUT="an output", **with_hhd(**texts))
+        runner.clean(INPUT_OUTPUT="an output")
+    assert status == 0, text
+    assert not re.search("unpack|copied|plain directory", text), text
+    [results] = runner.results
+    assert (results / "changelog.md").read_text() == "# What is new in Mine\n"
+    assert "own" in (results / "manifest.json").read_text()
+    outputs = runner.outputs()
+    assert outputs["location"] == str(runner.workspace / "an output")
+    assert outputs.keys() == set(yaml.safe_load((containers.ROOT / "action.yml").read_text())["outputs"])
+    assert_nothing_left(runner)
+
+
+@pytest.mark.parametrize(("ref", "copied"), [(f"docker-daemon:{SYSTEM}", True), ("dir:{place}/system", False)])
+def test_hhd_does_without_a_file_system_of_its_own(runner: Runner, ref: str, copied: bool) -> None:
+    """A tree is laid over, and images out of docker are unpacked, without a mount anywhere."""
+    place = runner.machine.place
+    status, text = runner.run(ref.format(place=place), INPUT_OUTPUT="out", INPUT_WORKSPACE="none", **with_hhd())
+    assert status == 0, text
+    assert ("unpack" in text) == copied
+    assert (runner.outputs()["fresh"], runner.outputs()["prev-ref"]) == ("true", "")
+    assert (place / "system/etc/passwd").read_text().count("\n") > 1, "pruned was a view of it"
+    runner.clean(INPUT_OUTPUT="out")
+    assert_nothing_left(runner)
+
+
+def test_hhd_is_shown_what_inputs_name_and_no_more(runner: Runner) -> None:
+    for path in ("src/own/.git", ".git"):
+        (runner.workspace / path).mkdir(parents=True)
+    (runner.workspace / "meta.yml").touch()
+    hhd = {"INPUT_ENGINE": "hhd", "INPUT_META": "meta.yml"}
+
+    def checkouts(argv: list[str]) -> list[str]:
+        return re.findall('target=([^"]*[.]git)"', "\n".join(argv))
+
+    argv, environment = recorded(runner, "docker://ghcr.io/o/i", **hhd)
+    assert checkouts(argv) == [f"{runner.workspace}/.git"]
+    assert environment["INPUT_META"] == f"{runner.workspace}/meta.yml"
+    assert any(f'"target={runner.workspace}/meta.yml",readonly' in argument for argument in argv)
+    argv, environment = recorded(runner, "docker://ghcr.io/o/i", INPUT_GIT="src/own", **hhd)
+    assert checkouts(argv) == [f"{runner.workspace}/src/own/.git"]
+    assert environment["INPUT_GIT"] == f"{runner.workspace}/src/own"
+    argv, _ = recorded(runner, "docker://ghcr.io/o/i", INPUT_GIT="src/own", INPUT_META="meta.yml")
+    assert not re.search("[.]git|meta.yml|docker.sock|/dev", "\n".join(argv))
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "told"),
+    [
+        ({"HOST": "ssh://build.example"}, 3, "docker is asked at ssh://build.example: unset DOCKER_HOST"),
+        ({"INPUT_META": "no.yml"}, 2, "there is no no.yml, which input meta names"),
+        ({"INPUT_GIT": "/usr"}, 2, "/usr, which input git names, has no directory .git: name a checkout"),
+    ],
+)
+def test_hhd_that_cannot_work_is_told(runner: Runner, more: dict[str, str], status: int, told: str) -> None:
+    runner.replace("docker", 'case $1 in context) echo "$HOST" ;; run) exit 9 ;; esac')
+    given = {"RECHUNK_ACTION_IMAGE": "image", "INPUT_ENGINE": "hhd"} | more
+    ended, text = runner.run("docker://ghcr.io/o/i", **given)
+    assert (ended, text.count("::error")) == (status, 1), text
+    assert told in text
+
+
+def test_hhd_takes_root(runner: Runner) -> None:
+    runner.replace("sudo", "exit 1")
+    status, text = runner.run(DOCKERS, INPUT_ENGINE="hhd", **runner.stand_in("true"))
+    assert status == 3
+    assert "sudo wants a password: use a runner whose user may use sudo, or engine delta" in text
+
+
+def test_hhd_where_nothing_can_be_mounted(runner: Runner) -> None:
+    runner.replace("sudo", f'[[ $* != *" mount "* ]] || exit 32\nexec "{runner.machine.place}/bin/sudo" "$@"')
+    status, text = runner.run(DOCKERS, INPUT_ENGINE="hhd", **runner.stand_in("true"))
+    assert status == 3
+    assert "cannot be mounted so that docker finds what is mounted in it" in text
+    assert mounted(runner) == []
+    assert [path.name for path in runner.scratch.iterdir()] == ["told"]
+
+
 # --- Cancelled and killed ---
 
 
 def assert_nothing_left(runner: Runner) -> None:
     assert runner.containers() == []
+    assert mounted(runner) == []
+    assert loop_devices(runner) == []
     assert not runner.scratch.exists()
+
+
+def mounted(runner: Runner) -> list[str]:
+    """What is mounted in the runner's temporary directory."""
+    places = [line.split()[4].replace(r"\040", " ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [place for place in places if place.startswith(f"{runner.temp}/")]
+
+
+def loop_devices(runner: Runner) -> list[str]:
+    listed = run("losetup", "--list", "--noheadings", "--output", "BACK-FILE").splitlines()
+    return [path for path in listed if path.startswith(f"{runner.temp}/")]
 
 
 @pytest.mark.parametrize("first", ["ps", "version", "info"])
@@ -704,7 +861,7 @@ ls $(podman mount $container)/usr/bin/su && touch "$TMPDIR/started" && exec slee
 
 def test_killed_container_leaves_no_mount(runner: Runner) -> None:
     with shell_in_action_image() as shell, untouched(runner.machine):
-        process = runner.start(ROOTS, RECHUNK_ACTION_IMAGE=shell, INPUT_META=MOUNT)
+        process = runner.start(ROOTS, RECHUNK_ACTION_IMAGE=shell, INPUT_DESCRIPTION=MOUNT)
         wait_for((runner.scratch / "started").exists, process)
         run("docker", "kill", *runner.containers())
         status, _ = finished(process)
@@ -712,6 +869,73 @@ def test_killed_container_leaves_no_mount(runner: Runner) -> None:
     assert status == 137
     runner.clean()
     assert_nothing_left(runner)
+
+
+def until_it_hangs(process: subprocess.Popen[str]) -> str:
+    """What it has written until its second container is at work."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if "::group::hhd-dev/rechunk: commit" in line:
+            return text
+    raise AssertionError(text)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_killed_hhd_leaves_what_the_last_step_removes(runner: Runner, shared: bool) -> None:
+    """Where mounts are shared, as systemd has it, and where they are not."""
+    with untouched(runner.machine), ExitStack() as stack:
+        if shared:
+            run("mount", "--bind", runner.temp, runner.temp)
+            stack.callback(run, "umount", runner.temp)
+            run("mount", "--make-shared", runner.temp)
+        process = runner.start(HANGING, **with_hhd(INPUT_OUTPUT="out"))
+        until_it_hangs(process)
+        wait_for(lambda: len(runner.containers()) == 2, process)
+        places = [place for place in mounted(runner) if place != str(runner.scratch)]
+        assert [Path(place).name for place in places] == ["root", "tree"]
+        assert (str(runner.scratch) in mounted(runner)) != shared
+        assert len(loop_devices(runner)) == 1
+        [_, first] = runner.containers()
+        run("docker", "kill", first)
+        assert finished(process)[0] == 137
+        assert len(runner.containers()) == 1
+        runner.clean(INPUT_OUTPUT="out")
+        assert_nothing_left(runner)
+        assert list(runner.workspace.iterdir()) == []
+
+
+def test_mounts_go_wherever_the_runners_directory_is(runner: Runner) -> None:
+    """Runners are told of a directory by a link, where that is on another disk."""
+    link = runner.temp.with_name("link")
+    link.symlink_to(runner.temp)
+    place = runner.scratch / "rechunk-workspace-x/root"
+    place.mkdir(parents=True)
+    run("mount", "-t", "tmpfs", "none", place)
+    runner.clean(RUNNER_TEMP=str(link))
+    assert_nothing_left(runner)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "killed"])
+def test_hhd_that_is_cancelled_leaves_nothing(runner: Runner, how: str) -> None:
+    """By itself, even where the runner kills docker at once."""
+    process = runner.start(HANGING, **with_hhd(INPUT_OUTPUT="out"))
+    until_it_hangs(process)
+    if how == "cancelled":
+        status, seconds = cancel(process)
+        assert status == 130
+        assert seconds < SOON
+    else:
+        process.kill()
+        process.communicate()
+    wait_for(lambda: not runner.containers())
+    assert loop_devices(runner) == []
+    assert mounted(runner) == [str(runner.scratch)]
+    assert [path.name for path in runner.scratch.iterdir() if path.is_dir()] == []
+    runner.clean()
+    assert_nothing_left(runner)
+    assert list(runner.workspace.iterdir()) == []
 
 
 @pytest.mark.parametrize("last", ["the last step", "the next run"])
@@ -763,10 +987,10 @@ def test_what_is_told_is_told_once(runner: Runner, wrong: dict[str, str]) -> Non
 
 @contextmanager
 def shell_in_action_image() -> Iterator[str]:
-    """The action's container image, but it runs the input `meta` as the stand-in does."""
+    """The action's container image, but it runs the input `description` as the stand-in does."""
     name = f"{PREFIX}/shell:1"
     container = run("docker", "create", containers.action_image()).strip()
-    run("docker", "commit", "--change", 'ENTRYPOINT ["sh", "-c", "eval \\"$INPUT_META\\""]', container, name)
+    run("docker", "commit", "--change", 'ENTRYPOINT ["sh", "-c", "eval \\"$INPUT_DESCRIPTION\\""]', container, name)
     run("docker", "rm", container)
     try:
         yield name

@@ -163,7 +163,10 @@ def test_the_digest_is_signed_in_a_form_that_clients_read() -> None:
 
 def test_the_index_names_every_example() -> None:
     linked = set(re.findall(r"\]\(([^):]+)\)", (ROOT / "examples/README.md").read_text()))
-    assert linked == {"bazzite-dkub.yml", "minimal.yml", "matrix.yml", "migrate-from-hhd-rechunk/README.md"}
+    assert linked == {
+        *("bazzite-dkub.yml", "minimal.yml", "matrix.yml", "engine-hhd.yml"),
+        "migrate-from-hhd-rechunk/README.md",
+    }
     for name in linked:
         assert (ROOT / "examples" / name).exists()
 
