@@ -9,12 +9,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Root trees are made and read as root, and clients unpack them as root.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildcard scripts/* .ci/* examples/*.sh))
+SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildcard scripts/* .ci/* examples/*.sh tests/rechunker/image/*.sh))
 
-.PHONY: help demo demo-action test lint bench clean lock
+.PHONY: help demo demo-action test lint bench bench-engines clean lock
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/run.stamp ## rechunk a real Debian root tree and its next update, and compare what users download (root)
 	scripts/system-packages mmdebstrap
@@ -26,7 +26,8 @@ demo-action: $(VENV)/dev.stamp $(BIN)/act ## run examples/bazzite-dkub.yml twice
 
 test: $(VENV)/dev.stamp $(BIN)/act ## run all tests, those with real clients included (root, a running Docker daemon)
 	scripts/system-packages mmdebstrap debian-archive-keyring rpm zstd \
-	    docker.io podman buildah skopeo uidmap sudo docker-registry apache2-utils
+	    docker.io podman buildah skopeo uidmap sudo docker-registry apache2-utils btrfs-progs \
+	    e2fsprogs git ostree
 	$(SUDO) $(BIN)/pytest
 
 lint: $(VENV)/dev.stamp $(BIN)/actionlint ## check style, types, shell scripts, workflows and the Dockerfile
@@ -34,7 +35,7 @@ lint: $(VENV)/dev.stamp $(BIN)/actionlint ## check style, types, shell scripts, 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy scripts/*.py
-	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/shellcheck --external-sources $(SHELL_SCRIPTS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lint-workflows
 
 bench: $(VENV)/run.stamp ## measure a real series of weekly updates: bytes, time against plain tools, publishing (root)
@@ -42,6 +43,11 @@ bench: $(VENV)/run.stamp ## measure a real series of weekly updates: bytes, time
 	$(SUDO) $(BIN)/python -m bench.demo .bench --weeks 99 --at-least 0
 	$(SUDO) $(BIN)/python -m bench.timing .bench/series --pairs 3
 	$(SUDO) $(BIN)/python -m bench.publish .bench/series
+
+bench-engines: $(VENV)/run.stamp ## compare the engines on such a series; RECHUNK=IMAGE: another rechunker (root, Docker)
+	scripts/system-packages mmdebstrap rpm btrfs-progs docker.io
+	test -e .bench/series/series.json || $(SUDO) $(BIN)/python -m bench.series .bench/series
+	$(SUDO) $(BIN)/python -m bench.engines .bench/series $(if $(RECHUNK),--rechunk $(RECHUNK))
 
 clean: ## remove all that make made
 	$(SUDO) rm -rf $(VENV) .bench .demo .demo-action .hypothesis .mypy_cache .pytest_cache .ruff_cache
