@@ -86,6 +86,18 @@ def output(containers: Containers, script: str, **changes: Any) -> list[str]:
     return lines
 
 
+def filling_disk() -> tuple[list[float], Callable[[], None]]:
+    """A disk that is full when it is looked at for the third time, and when it was looked at."""
+    looks: list[float] = []
+
+    def watch() -> None:
+        looks.append(time.monotonic())
+        if len(looks) == 3:
+            raise WorkspaceFull("the disk is full")
+
+    return looks, watch
+
+
 def failure(containers: Containers, script: str, **changes: Any) -> RechunkError:
     with pytest.raises(RechunkError) as caught:
         output(containers, script, **changes)
@@ -190,25 +202,13 @@ class TestOutput:
         assert sorted(map(int, shown)) == sorted([*range(1, 200_001)] * 2)
 
     def test_a_step_that_is_silent_is_no_less_watched(self, containers: Containers) -> None:
-        looks: list[float] = []
-
-        def watch() -> None:
-            looks.append(time.monotonic())
-            if len(looks) == 3:
-                raise WorkspaceFull("the disk is full")
-
+        looks, watch = filling_disk()
         with pytest.raises(WorkspaceFull):
             containers.run(step("exec >&- 2>&-; trap '' TERM; sleep 60"), say=print, watch=watch)
         assert 1.5 < looks[2] - looks[0] < 5
 
     def test_a_step_that_writes_without_end_is_watched_too(self, containers: Containers) -> None:
-        looks: list[float] = []
-
-        def watch() -> None:
-            looks.append(time.monotonic())
-            if len(looks) == 3:
-                raise WorkspaceFull("the disk is full")
-
+        looks, watch = filling_disk()
         with pytest.raises(WorkspaceFull):
             containers.run(step("while :; do echo x; sleep 0.01; done"), say=lambda _: None, watch=watch)
         assert 1.5 < looks[2] - looks[0] < 5

@@ -29,17 +29,17 @@ pytestmark = pytest.mark.oracle
 DAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 
 IMPORT = """
-mkdir /work/root
+mkdir /check/root
 for layer in "$@"; do
-    tar --directory=/work/root --same-permissions --numeric-owner -xzf "/work/layout/$layer"
+    tar --directory=/check/root --same-permissions --numeric-owner -xzf "/check/layout/$layer"
 done
-repo=/work/root/sysroot/ostree/repo
+repo=/check/root/sysroot/ostree/repo
 commit=$(find $repo/objects -name '*.commit' | sed 's|.*/objects/||; s|/||; s|[.]commit||')
 ostree --repo=$repo fsck --quiet >/dev/null
-ostree --repo=/work/repo init --mode=bare
-ostree --repo=/work/repo pull-local $repo "$commit" >/dev/null
-ostree --repo=/work/repo fsck --quiet >/dev/null
-ostree --repo=/work/repo checkout "$commit" /work/tree
+ostree --repo=/check/repo init --mode=bare
+ostree --repo=/check/repo pull-local $repo "$commit" >/dev/null
+ostree --repo=/check/repo fsck --quiet >/dev/null
+ostree --repo=/check/repo checkout "$commit" /check/tree
 echo "$commit"
 """
 """As its importers do, but with OSTree's own programs."""
@@ -157,7 +157,7 @@ def imported(series: tuple[Work, Work], tmp_path_factory: pytest.TempPathFactory
     found = []
     for work in series:
         place = tmp_path_factory.mktemp("imported")
-        binds = [f"--volume={place}:/work", f"--volume={work.layout}:/work/layout:ro"]
+        binds = [f"--volume={place}:/check", f"--volume={work.layout}:/check/layout:ro"]
         blobs = [str(work.blob(digest).relative_to(work.layout)) for digest in work.layers.values()]
         command = ("run", "--rm", "--network=none", *binds, rechunker_image(), "bash", "-euc", IMPORT, "import", *blobs)
         found.append((work, run(program("docker", "docker.io"), *command).strip(), place))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
 
 from rechunk_action.errors import VerificationFailed
 from rechunk_action.oci.config import CHUNKED_LABEL, PLAN_LABEL, layer_name
-from rechunk_action.oci.image import Image, Json
+from rechunk_action.oci.image import Image, Json, read_layers
 from rechunk_action.oci.merge import Replay
 from rechunk_action.ostree.chunked import read_chunked
 from rechunk_action.ostree.commit import prepare
@@ -21,12 +20,11 @@ from rechunk_action.report.compare import compare as compare_layers
 from rechunk_action.source.image import ImageSource
 from rechunk_action.source.names import ON_DISK, Name
 from rechunk_action.source.places import Places
-from rechunk_action.stored import read_layer, with_tables
+from rechunk_action.stored import with_tables
 from rechunk_action.tree.components import components
 from rechunk_action.tree.entry import Tree
 from rechunk_action.tree.scan import Hasher
 from rechunk_action.verify import differences, summary, tree_differences
-from rechunk_action.workers import Workers
 
 
 def verify(image: Name, source: Name, places: Places, progress: Progress, *, threads: int, scratch: Path) -> Json:
@@ -67,7 +65,7 @@ def compare(old: Name, new: Name, places: Places, progress: Progress, *, threads
     """
     was = places.image(old)
     image = places.image(new, was.architecture)
-    known = {blob.digest for blob in was.layers}
+    known = was.digests
     added = [blob for blob in image.layers if blob.digest not in known]
     if new.transport not in ON_DISK or CHUNKED_LABEL in image.labels:
         return compare_layers(was.layers, image.layers, _bytes_by_layer(image, known))
@@ -87,8 +85,7 @@ def compare(old: Name, new: Name, places: Places, progress: Progress, *, threads
 
 def _merged(image: Image, tree: Tree, threads: int) -> Callable[[], list[str]]:
     """Read an image of plain layers. Returns what tells how it differs, once the tree is known whole."""
-    with Workers(threads) as workers:
-        tables = list(workers.map(partial(read_layer, image), image.layers))
+    tables = read_layers(image, threads)
     return lambda: differences(Replay(tables, tree))
 
 

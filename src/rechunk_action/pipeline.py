@@ -252,7 +252,7 @@ def _check_size(made: Made, job: Job) -> None:
 
 def _update_size(made: Made) -> int:
     """Bytes of the layers that the previous image does not have; of all layers, where there is none."""
-    held = {blob.digest for blob in made.previous.image.layers} if made.previous else set()
+    held = made.previous.image.digests if made.previous else set()
     return sum(layer.blob.size for layer in made.layers if layer.blob.digest not in held)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from rechunk_action.oci.compression import bomb_limit
-from rechunk_action.oci.image import Image
-from rechunk_action.oci.table import Blob, Table, read_table
+from rechunk_action.oci.image import Image, read_layer
+from rechunk_action.oci.table import Blob, Table
 from rechunk_action.plan.plain import Published
 from rechunk_action.progress import Progress
 from rechunk_action.registry.image import LOST
@@ -45,9 +44,3 @@ def with_tables(
     with Workers(threads) as workers:
         made = workers.map(partial(read or read_layer, image), missing)
         return [Published(blob, table or next(made)) for blob, table in zip(layers, stored, strict=True)]
-
-
-def read_layer(image: Image, blob: Blob) -> Table:
-    """A layer's table, from its blob."""
-    with image.open(blob) as file:
-        return read_table(file, blob, limit=bomb_limit(blob.size))

@@ -3,9 +3,9 @@
 BTRFS compresses what trees and repositories hold, and a file system of its own goes away at once, however many files
 are in it. Sibling containers bind it, or directories in it, by its path.
 
-    PARENT/rechunk-workspace-XXXXXXXX/     locked (flock) for as long as its owner lives
-        image                              the sparse file
-        root/                              the workspace: where the file is mounted, or a directory
+    PARENT/rechunk-workspace-*/     locked (flock) for as long as its owner lives
+        image                       the sparse file
+        root/                       the workspace: where the file is mounted, or a directory
 
 Invariants:
 - On every way out everything is unmounted, the loop device goes with its mount, and the files are removed. What a

@@ -81,12 +81,13 @@ def chunked(job: Job) -> Iterator[Made]:
         written = write_all(plan, tree, write, job, checked, update=adopted is not None)
         base = result_of(first)
     chunks, tables = assemble(plan, adopted, written)
-    held = {blob.digest for blob in adopted.previous.image.layers} if adopted else set()
+    held = adopted.previous.image.digests if adopted else set()
     layers = [Layer(base.blob, FIRST, kept=base.blob.digest in held), *chunks]
     writer.limit({layer.blob.digest for layer in chunks})
+    merged = Replay([base.table, *tables], tree)
     if options.verify:
         with progress.phase("verify", "verify the merged image"), base.path.open("rb") as file:
-            found = differences(read_commit_layer(file, base.blob, limit=None), base.table, tables, committed)
+            found = differences(read_commit_layer(file, base.blob, limit=None), merged, committed)
         if found:
             raise VerificationFailed("the image that was written is not the source. " + summary(found))
     writer.adopt(base.path, base.blob.digest)
@@ -98,7 +99,7 @@ def chunked(job: Job) -> Iterator[Made]:
         adopted.previous if adopted else None,
         reason,
         version,
-        dead=sum(Replay([base.table, *tables], tree).dead()[1:]),
+        dead=sum(merged.dead()[1:]),
         components=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
         drops=plan.drops,
         labels=_labels(committed, chunks[-1].blob, version),

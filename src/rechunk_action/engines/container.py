@@ -143,21 +143,19 @@ class Containers:
         return [(container["Names"] or [container["Id"]])[0].removeprefix("/") for container in left]
 
     def _pull(self, api: APIClient, image: str, notice: Callable[[str], None], advance: Advance) -> None:
-        for pause in self._pauses:
+        for pause in (*self._pauses, None):
             try:
                 _pull(api, image, advance)
             except _Fault as fault:
+                if pause is None:
+                    raise EnvironmentLack(
+                        f"{image} could not be pulled in {len(self._pauses) + 1} tries ({fault}): see whether this "
+                        "machine reaches the registry, and run this again"
+                    ) from None
                 notice(f"{image} could not be pulled ({fault}): it is tried again in {pause:.0f} s")
                 time.sleep(pause)
             else:
                 return
-        try:
-            _pull(api, image, advance)
-        except _Fault as fault:
-            raise EnvironmentLack(
-                f"{image} could not be pulled in {len(self._pauses) + 1} tries ({fault}): see whether this machine "
-                "reaches the registry, and run this again"
-            ) from None
 
     @contextmanager
     def _container(self, api: APIClient, step: Step, say: Callable[[str], None]) -> Iterator[str]:

@@ -243,9 +243,9 @@ def _verify(image: Image, pruned: Tree, *, threads: int, compare: bool) -> None:
 
 def _layers(made: rechunker.Results, previous: Previous | None, job: Job) -> list[Layer]:
     """The image's layers, their blobs handed to the writer."""
-    held = {blob.digest for blob in previous.image.layers} if previous else set()
+    held = previous.image.digests if previous else set()
     notes = [layer.get("annotations") or {} for layer in made.image.manifest["layers"]]
-    for digest in {blob.digest for blob in made.image.layers}:
+    for digest in made.image.digests:
         job.writer.adopt(blob_path(made.layout, digest), digest)
     return [
         Layer(blob, history_comment(made.image, index), blob.digest in held, notes[index])

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
-import yaml
 
 from rechunk_action.engines.container import Bind, Step
 from rechunk_action.errors import EngineFailed, InputError
@@ -88,6 +87,8 @@ def check_pruned(tree: Tree, pruned: Tree) -> list[str]:
 
 def check_meta(path: Path) -> None:
     """Raises `InputError` for a file of meta packages that the rechunker would fail on, minutes later."""
+    import yaml  # noqa: PLC0415  # few builds have such a file, and every command would start later
+
     try:
         document: Any = yaml.safe_load(path.read_bytes())
     except OSError as error:

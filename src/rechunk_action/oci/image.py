@@ -13,13 +13,16 @@ import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NotRequired, Protocol, TypedDict
 
 import msgspec
 
 from rechunk_action.errors import CorruptImage, InputError
-from rechunk_action.oci.table import Blob, Table
+from rechunk_action.oci.compression import bomb_limit
+from rechunk_action.oci.table import Blob, Table, read_table
+from rechunk_action.workers import Workers
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -68,12 +71,29 @@ class Image:
         return (self.config.get("config") or {}).get("Labels") or {}
 
     @property
+    def digests(self) -> set[str]:
+        """The digests of its layers."""
+        return {blob.digest for blob in self.layers}
+
+    @property
     def architecture(self) -> str:
         return str(self.config.get("architecture", ""))
 
     def open(self, blob: Blob) -> AbstractContextManager[BinaryIO]:
         """A layer's blob as a file to read once. Its size is checked, its digest is for the reader to check."""
         return self.blobs.open(blob)
+
+
+def read_layer(image: Image, blob: Blob) -> Table:
+    """A layer's table, from its blob. Raises `CorruptImage` when the blob is not what the image says."""
+    with image.open(blob) as file:
+        return read_table(file, blob, limit=bomb_limit(blob.size))
+
+
+def read_layers(image: Image, threads: int) -> list[Table]:
+    """The tables of all layers, from their blobs, so many at the same time. Raises as `read_layer` does."""
+    with Workers(threads) as workers:
+        return list(workers.map(partial(read_layer, image), image.layers))
 
 
 def load_image(blobs: Blobs, descriptor: Json, architecture: str) -> Image:

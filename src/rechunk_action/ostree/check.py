@@ -10,30 +10,28 @@ layers hold is known by their tables, which are made by reading them with every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rechunk_action import verify
 from rechunk_action.oci.merge import Replay
-from rechunk_action.oci.table import Table
 from rechunk_action.ostree.chunked import CommitLayer
 from rechunk_action.ostree.commit import Committed
 from rechunk_action.ostree.view import view_path
 
 
-def differences(first: CommitLayer, base: Table, tables: Sequence[Table], committed: Committed) -> list[str]:
+def differences(first: CommitLayer, merged: Replay, committed: Committed) -> list[str]:
     """How the image differs from what was committed, a sentence each. Empty when it does not.
 
-    `first` is the first layer as it reads, `base` its table, `tables` those of the chunks in order.
+    `first` is the first layer as it reads, `merged` are the tables of all layers, merged for the tree of the commit.
     """
-    shown = Replay([base, *tables], committed.tree)
-    return [*_of_commit(first, tables, committed), *verify.differences(shown, ("last",))]
+    return [*_of_commit(first, merged, committed), *verify.differences(merged, ("last",))]
 
 
-def _of_commit(first: CommitLayer, tables: Sequence[Table], committed: Committed) -> Iterator[str]:
+def _of_commit(first: CommitLayer, merged: Replay, committed: Committed) -> Iterator[str]:
     if first.checksum != committed.checksum:
         yield f"the commit is {first.checksum.hex()[:12]}, should be {committed.checksum.hex()[:12]}"
     tree = committed.tree
-    there = {entry.digest for table in tables for entry in table.entries.values() if not entry.is_dir}
+    there = {entry.digest for table in merged.tables for entry in table.entries.values() if not entry.is_dir}
     missing = set(tree)
     for place, checksum, directory in first.places():
         path = view_path(place)

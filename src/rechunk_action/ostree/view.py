@@ -8,17 +8,12 @@ Neither are attributes: such images have them beside the objects alone.
 
 from __future__ import annotations
 
-from functools import partial
-
 from msgspec.structs import replace
 
-from rechunk_action.oci.compression import bomb_limit
-from rechunk_action.oci.image import Image
+from rechunk_action.oci.image import Image, read_layers
 from rechunk_action.oci.merge import merge
-from rechunk_action.oci.table import Table, read_table
 from rechunk_action.tree.entry import Tree
 from rechunk_action.verify import tree_differences
-from rechunk_action.workers import Workers
 
 _REPOSITORY = "sysroot/ostree/"
 
@@ -42,8 +37,7 @@ def view_differences(image: Image, tree: Tree, *, threads: int) -> list[str]:
 
     Reads all layers, `threads` at the same time. Raises `CorruptImage` for one that is damaged.
     """
-    with Workers(threads) as workers:
-        tables = list(workers.map(partial(_read, image), range(len(image.layers))))
+    tables = read_layers(image, threads)
     shown = {
         commit_path(path): replace(entry, xattrs=())
         for path, (_, entry) in merge(tables, "last").items()
@@ -52,9 +46,3 @@ def view_differences(image: Image, tree: Tree, *, threads: int) -> list[str]:
     wanted = {path: replace(entry, xattrs=()) for path, entry in tree.items() if entry.kind != "d"}
     found = [f"layer {number}: {table.problem}" for number, table in enumerate(tables, 1) if table.problem]
     return found + [f"{text} (in containers)" for text in tree_differences(shown, wanted)]
-
-
-def _read(image: Image, index: int) -> Table:
-    blob = image.layers[index]
-    with image.open(blob) as file:
-        return read_table(file, blob, limit=bomb_limit(blob.size))
