@@ -1,4 +1,6 @@
-"""What the whole test run shares. `pytest --hypothesis-profile=thorough` looks at many more examples."""
+"""What the whole test run shares. `pytest --hypothesis-profile=thorough` looks at many more examples, `long` at so many
+that a test takes many minutes.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,16 @@ from hypothesis import settings
 
 from rechunk_action.plan import grouping
 from rechunk_action.tree import components
+from tests.faulty_proxy import FaultyProxy
+from tests.registries import plain_registry
 
 # A shell that starts us in the background has this signal ignored, by us and by all that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault
+settings.load_profile("unhurried")
 settings.register_profile("thorough", max_examples=1000)
+settings.register_profile("long", max_examples=10_000)
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +32,10 @@ def small_components() -> Iterator[None]:
         patch.setattr(grouping, "ALONE", 30_000)
         patch.setattr(grouping, "BIN", 60_000)
         yield
+
+
+@pytest.fixture(scope="module")
+def line() -> Iterator[FaultyProxy]:
+    """The line to a registry."""
+    with plain_registry() as registry, FaultyProxy(registry.host) as proxy:
+        yield proxy

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 from rechunk_action.oci.image import Json
+from rechunk_action.progress import UNHEARD, Meter
 from rechunk_action.tree.entry import Tree
 from rechunk_action.tree.scan import Hasher
 
@@ -25,16 +26,17 @@ class Source(Protocol):
     tree: Tree
     notices: list[str]
 
-    def scan(self, hasher: Hasher | None) -> None:
-        """Find out what is in the tree.
+    def scan(self, hasher: Hasher | None, meter: Meter = UNHEARD) -> None:
+        """Find out what is in the tree. `meter` expects what is read for that, by the hasher too, which tells of that
+        part itself.
 
         Every file has its digest once `hasher`, which the caller has to finish, has finished. Without a hasher, a file
         that costs a read gets its digest when it is read for another reason.
         """
         ...
 
-    def prepare(self, paths: Collection[str]) -> None:
-        """Bring the contents of these files within reach of `pieces`."""
+    def prepare(self, paths: Collection[str], meter: Meter = UNHEARD) -> None:
+        """Bring the contents of these files within reach of `pieces`. `meter` is for what is read for that."""
         ...
 
     def pieces(self, path: str, size: int) -> Iterator[bytes]:

@@ -33,6 +33,7 @@ from rechunk_action.oci.image import (
 )
 from rechunk_action.oci.layout import choose
 from rechunk_action.oci.table import Blob, Table
+from rechunk_action.progress import UNHEARD, Advance
 from rechunk_action.tree.scan import unreadable
 
 if TYPE_CHECKING:
@@ -81,20 +82,30 @@ class ArchiveBlobs:
         with _open(self._archive) as file:
             yield io.BufferedReader(_Part(file, span))
 
-    def fetch(self, blob: Blob, target: Path) -> None:
+    def fetch(self, blob: Blob, target: Path, advance: Advance = UNHEARD) -> None:
         content = hashlib.sha256()
         with self.open(blob) as file, target.open("wb") as copy:
             while data := file.read(_COPIED):
                 content.update(data)
                 copy.write(data)
+                advance(len(data))
         if "sha256:" + content.hexdigest() != blob.digest:
             raise CorruptImage(
                 f"layer {blob.digest} of {self} is damaged: its content has another digest; save the image again"
             )
 
-    def table(self, blob: Blob, format_: str = "") -> Table | None:
+    def has_table(self, blob: Blob) -> bool:
         """An archive holds none."""
+        del blob
+        return False
+
+    def table(self, blob: Blob, format_: str = "") -> Table | None:
         del blob, format_
+        return None
+
+    def record(self, digest: str) -> bytes | None:
+        """Nor any record."""
+        del digest
         return None
 
     def _span(self, digest: str) -> Span:

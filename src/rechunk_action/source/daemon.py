@@ -16,6 +16,7 @@ from docker.errors import APIError, ImageNotFound
 from rechunk_action.docker_daemon import connected
 from rechunk_action.errors import InputError
 from rechunk_action.oci.image import Image
+from rechunk_action.progress import UNHEARD, Meter
 from rechunk_action.source import Source
 from rechunk_action.source.archive import saved_image
 from rechunk_action.source.image import ImageSource
@@ -52,8 +53,10 @@ class DockerStore:
             return [name for image in client.images.list() for name in image.tags]
 
     @contextmanager
-    def source(self, image_id: str, scratch: Path, *, threads: int, drop_bad_xattrs: bool) -> Iterator[Source]:
-        image = saved_image(self._saved(image_id, scratch))
+    def source(
+        self, image_id: str, scratch: Path, *, threads: int, drop_bad_xattrs: bool, meter: Meter = UNHEARD
+    ) -> Iterator[Source]:
+        image = saved_image(self._saved(image_id, scratch, meter))
         yield ImageSource(image, scratch, threads=threads, drop_bad_xattrs=drop_bad_xattrs)
 
     def image(self, image_id: str) -> Image:
@@ -62,7 +65,7 @@ class DockerStore:
             "layout (skopeo copy), and name that"
         )
 
-    def _saved(self, image_id: str, scratch: Path) -> Path:
+    def _saved(self, image_id: str, scratch: Path, meter: Meter) -> Path:
         """The archive that the daemon writes of an image."""
         with (
             connected(self._environment, timeout=_PATIENCE) as client,
@@ -70,6 +73,8 @@ class DockerStore:
         ):
             image = client.images.get(f"sha256:{image_id}")
             check_space(scratch, image.attrs["Size"], "a copy of the image in docker")
+            meter.expect(image.attrs["Size"])
             for piece in image.save():
                 archive.write(piece)
+                meter(len(piece))
         return Path(archive.name)

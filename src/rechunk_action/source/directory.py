@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from rechunk_action.oci.image import Json
+from rechunk_action.progress import UNHEARD, Meter
 from rechunk_action.source import Taker
 from rechunk_action.source.notices import left_out
 from rechunk_action.tree.entry import Tree
@@ -27,14 +28,16 @@ class DirectorySource:
         self._drop_bad_xattrs = drop_bad_xattrs
         self.config = config
 
-    def scan(self, hasher: Hasher | None) -> None:
+    def scan(self, hasher: Hasher | None, meter: Meter = UNHEARD) -> None:
         found = scan(self._root, drop_bad_xattrs=self._drop_bad_xattrs, hasher=hasher)
+        if hasher:
+            meter.expect(hasher.size)
         self.tree = found.tree
         self.notices = left_out(found.skipped, found.dropped_xattrs)
         if found.skipped or found.dropped_xattrs:
             self.directory = None
 
-    def prepare(self, paths: Collection[str]) -> None:
+    def prepare(self, paths: Collection[str], meter: Meter = UNHEARD) -> None:
         """Nothing to do: every file can be opened."""
 
     def pieces(self, path: str, size: int) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rechunk_action.errors import EnvironmentLack, InputError
 from rechunk_action.oci.image import Image
+from rechunk_action.progress import UNHEARD, Meter
 from rechunk_action.source import Source
 from rechunk_action.source.daemon import DockerStore
 from rechunk_action.source.names import Name
@@ -34,9 +35,11 @@ class Found:
     store: Store
     image_id: str
 
-    def source(self, scratch: Path, *, threads: int, drop_bad_xattrs: bool = False) -> AbstractContextManager[Source]:
-        """The image as a source. `scratch` is for what cannot be read in place, and the caller's to remove."""
-        return self.store.source(self.image_id, scratch, threads=threads, drop_bad_xattrs=drop_bad_xattrs)
+    def source(
+        self, scratch: Path, *, threads: int, drop_bad_xattrs: bool = False, meter: Meter = UNHEARD
+    ) -> AbstractContextManager[Source]:
+        """The image as a source, as `Store.source` opens it."""
+        return self.store.source(self.image_id, scratch, threads=threads, drop_bad_xattrs=drop_bad_xattrs, meter=meter)
 
     def image(self) -> Image:
         """The image's manifest and config. Its layers cannot be opened."""

@@ -17,12 +17,14 @@ from pathlib import Path
 
 from rechunk_action.errors import CorruptImage
 from rechunk_action.oci.compression import bomb_limit
-from rechunk_action.oci.image import Image, Json
+from rechunk_action.oci.image import Image, Json, watched
 from rechunk_action.oci.merge import merge
 from rechunk_action.oci.table import Sink, Table, read_table
+from rechunk_action.progress import UNHEARD, Meter
 from rechunk_action.source import Taker
 from rechunk_action.source.notices import left_out
 from rechunk_action.tree.entry import UNKNOWN_MODE, Entry, Tree
+from rechunk_action.tree.lint import READ as READ_BY_LINT
 from rechunk_action.tree.packages import DATABASES
 from rechunk_action.tree.release import OS_RELEASE
 from rechunk_action.tree.scan import MOUNTED_OVER, PIECE, Faults, Hasher
@@ -44,19 +46,19 @@ class ImageSource:
         self._image = image
         self._threads = threads
         self._drop_bad_xattrs = drop_bad_xattrs
-        self._spool = _Spool(scratch)
+        self._spool = Spool(scratch)
         self._places: dict[str, Place] = {}
 
-    def scan(self, hasher: Hasher | None) -> None:
+    def scan(self, hasher: Hasher | None, meter: Meter = UNHEARD) -> None:
         """Reading the layers tells the digests, too: there is nothing to do for a hasher."""
         del hasher
-        tables = self._read_layers(lambda index: _metadata_sink(self._spool, index))
+        tables = self._read_layers(lambda index: metadata_sink(self._spool, index), meter=meter)
         faults = Faults(drop_bad_xattrs=self._drop_bad_xattrs)
         self.tree, skipped = self._merge(tables, faults)
         faults.check()
         self.notices = left_out(skipped, faults.dropped)
 
-    def prepare(self, paths: Collection[str]) -> None:
+    def prepare(self, paths: Collection[str], meter: Meter = UNHEARD) -> None:
         wanted = {self._places[path] for path in paths if self.tree[path].size} - self._spool.spans.keys()
         if not wanted:
             return
@@ -72,7 +74,7 @@ class ImageSource:
 
             return sink
 
-        self._read_layers(sink_for, only=layers)
+        self._read_layers(sink_for, only=layers, meter=meter)
 
     def pieces(self, path: str, size: int) -> Iterator[bytes]:
         del size
@@ -98,13 +100,18 @@ class ImageSource:
         self.prepare([path])
         return b"".join(self._spool.pieces(self._places[path]))
 
-    def _read_layers(self, sink_for: Callable[[int], Sink | None], only: Collection[int] | None = None) -> list[Table]:
+    def _read_layers(
+        self, sink_for: Callable[[int], Sink | None], *, only: Collection[int] | None = None, meter: Meter = UNHEARD
+    ) -> list[Table]:
+        layers = self._image.layers
+        indexes = range(len(layers)) if only is None else sorted(only)
+        image = watched(self._image, [layers[index] for index in indexes], meter)
+
         def read(index: int) -> Table:
-            blob = self._image.layers[index]
-            with self._image.open(blob) as file:
+            blob = layers[index]
+            with image.open(blob) as file:
                 return read_table(file, blob, limit=bomb_limit(blob.size), sink=sink_for(index))
 
-        indexes = range(len(self._image.layers)) if only is None else sorted(only)
         with Workers(self._threads) as workers:
             return list(workers.map(read, indexes))
 
@@ -143,10 +150,10 @@ class ImageSource:
         return tree, skipped
 
 
-_KEPT = (*DATABASES, "etc/selinux/", "usr/etc/selinux/")
+_KEPT = (*DATABASES, *READ_BY_LINT, "etc/selinux/", "usr/etc/selinux/")
 
 
-class _Spool:
+class Spool:
     """Contents in one nameless file, each in a span of its own. Threads may add at the same time."""
 
     def __init__(self, scratch: Path) -> None:
@@ -170,8 +177,8 @@ class _Spool:
             yield os.pread(self._file.fileno(), min(PIECE, start + size - at), at)
 
 
-def _metadata_sink(spool: _Spool, index: int) -> Sink:
-    """Keeps what planning reads: package databases, the file that names the system, its SELinux policy."""
+def metadata_sink(spool: Spool, index: int) -> Sink:
+    """Keeps what planning reads: package databases, the file that names the system, its policy, how it boots."""
 
     def sink(path: str, entry: Entry, pieces: Iterator[memoryview]) -> None:
         if path.startswith(_KEPT) or path in OS_RELEASE:

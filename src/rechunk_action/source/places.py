@@ -6,7 +6,7 @@ The one place that knows all transports. Nothing is read before it is asked for,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from rechunk_action.oci.image import Image, host_architecture
 from rechunk_action.oci.layout import LayoutBlobs, read_image
 from rechunk_action.oci.stage import blob_path
 from rechunk_action.oci.table import Blob
-from rechunk_action.progress import Progress
+from rechunk_action.progress import Advance, Progress
 from rechunk_action.registry.client import Repository
 from rechunk_action.registry.credentials import Credentials, find_credentials
 from rechunk_action.registry.image import published_image
@@ -106,25 +106,27 @@ class Places:
             if name.place != found.image_id:
                 progress.decision(f"{name} is {found.image_id[:12]} in {found.store}")
             with ExitStack() as stack:
-                with progress.phase("source", f"open {name}"):
-                    source = stack.enter_context(found.source(scratch, threads=threads, drop_bad_xattrs=drop))
+                with progress.phase("source", f"open {name}") as meter:
+                    opened = found.source(scratch, threads=threads, drop_bad_xattrs=drop, meter=meter)
+                    source = stack.enter_context(opened)
                 yield source
         else:
             image = self.image(name)
             if name.transport == "docker":
-                with progress.phase("source", f"download {name}", sum(blob.size for blob in image.layers)):
-                    image = self._brought(image, scratch)
+                layers = set(image.layers)
+                with progress.phase("source", f"download {name}", sum(blob.size for blob in layers)) as advance:
+                    image = self._brought(image, layers, scratch, advance)
             yield ImageSource(image, scratch, threads=threads, drop_bad_xattrs=drop)
 
-    def _brought(self, image: Image, scratch: Path) -> Image:
+    def _brought(self, image: Image, layers: Collection[Blob], scratch: Path, advance: Advance) -> Image:
         """An image of a registry, its blobs downloaded: they are read more than once."""
         layout = scratch / "image"
 
         def fetch(blob: Blob) -> None:
-            image.blobs.fetch(blob, blob_path(layout, blob.digest))
+            image.blobs.fetch(blob, blob_path(layout, blob.digest), advance)
 
         blob_path(layout, image.digest).parent.mkdir(parents=True)
         with Workers(DOWNLOADS) as workers:
-            for _ in workers.map(fetch, set(image.layers)):
+            for _ in workers.map(fetch, layers):
                 pass
         return replace(image, blobs=LayoutBlobs(layout))

@@ -29,6 +29,7 @@ from rechunk_action.errors import EnvironmentLack, InputError
 from rechunk_action.oci.image import MANIFEST, Image, Json, digest_of, host_architecture, load_image
 from rechunk_action.oci.layout import read_image
 from rechunk_action.oci.table import Blob, Table
+from rechunk_action.progress import UNHEARD, Advance, Meter
 from rechunk_action.signals import undisturbed
 from rechunk_action.source import Source
 from rechunk_action.source.directory import DirectorySource
@@ -79,7 +80,10 @@ class PodmanStorage:
         return [name for image in images for name in image.get("Names") or []]
 
     @contextmanager
-    def source(self, image_id: str, scratch: Path, *, threads: int, drop_bad_xattrs: bool) -> Iterator[Source]:
+    def source(
+        self, image_id: str, scratch: Path, *, threads: int, drop_bad_xattrs: bool, meter: Meter = UNHEARD
+    ) -> Iterator[Source]:
+        del meter  # nobody tells of a mount, nor how far skopeo is with a copy
         if self._account.uid == 0:
             config = self.image(image_id).config
             with self._mounted(image_id) as root:
@@ -170,13 +174,22 @@ class _Documents:
     def open(self, blob: Blob) -> contextlib.AbstractContextManager[BinaryIO]:
         raise self._unpacked(blob)
 
-    def fetch(self, blob: Blob, target: Path) -> None:
-        del target
+    def fetch(self, blob: Blob, target: Path, advance: Advance = UNHEARD) -> None:
+        del target, advance
         raise self._unpacked(blob)
 
-    def table(self, blob: Blob, format_: str = "") -> Table | None:
+    def has_table(self, blob: Blob) -> bool:
         """None is kept: it would be found by a blob."""
+        del blob
+        return False
+
+    def table(self, blob: Blob, format_: str = "") -> Table | None:
         del blob, format_
+        return None
+
+    def record(self, digest: str) -> bytes | None:
+        """Nor any record."""
+        del digest
         return None
 
     def _ask(self, *options: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from rechunk_action.errors import EnvironmentLack
 from rechunk_action.oci.image import Image
+from rechunk_action.progress import UNHEARD, Meter
 from rechunk_action.source import Source
 
 
@@ -29,9 +30,11 @@ class Store(Protocol):
         ...
 
     def source(
-        self, image_id: str, scratch: Path, *, threads: int, drop_bad_xattrs: bool
+        self, image_id: str, scratch: Path, *, threads: int, drop_bad_xattrs: bool, meter: Meter = UNHEARD
     ) -> AbstractContextManager[Source]:
-        """An image as a source. `scratch` is for what cannot be read in place, and the caller's to remove."""
+        """An image as a source. `scratch` is for what cannot be read in place, and the caller's to remove. `meter` is
+        told of bytes that are copied there, where that is known.
+        """
         ...
 
     def image(self, image_id: str) -> Image:

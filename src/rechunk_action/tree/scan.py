@@ -12,22 +12,20 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 from rechunk_action.errors import EnvironmentLack, InputError, UnsupportedTree
+from rechunk_action.progress import Advance
 from rechunk_action.tree.entry import EMPTY_DIGEST, IGNORED_XATTRS, ROOT, Entry, Tree, is_utf8, new_digest
-from rechunk_action.workers import Workers, checkpoint, result_of
+from rechunk_action.workers import Task, Workers, checkpoint
 
 MOUNTED_OVER = frozenset({"proc", "sys", "dev", "run", "tmp", "sysroot"})
 """Top-level directories whose contents belong to the running system and not to the image."""
 
 PIECE = 1 << 20
 """Bytes read at once: most files take one system call."""
-
-Advance = Callable[[int], None]
 
 _LISTED = 3
 
@@ -89,9 +87,11 @@ class Hasher:
         """`advance` is told of bytes as they are done."""
         self._workers = Workers(threads)
         self._advance = advance
-        self._batches: list[Future[None]] = []
+        self._batches: list[Task[None]] = []
         self._batch: list[tuple[str, Sequence[Entry]]] = []
-        self._size = 0
+        self._waiting = 0
+        self.size = 0
+        """Bytes of all files that were given to it."""
 
     def __enter__(self) -> Self:
         return self
@@ -105,27 +105,33 @@ class Hasher:
         Small files go together, so that threads rarely wait for each other.
         """
         self._batch.append((full, entries))
-        self._size += entries[0].size
-        if self._size > 4 * PIECE or len(self._batch) >= _BATCH:
+        self._waiting += entries[0].size
+        self.size += entries[0].size
+        if self._waiting > 4 * PIECE or len(self._batch) >= _BATCH:
             self._submit()
 
     def finish(self) -> None:
         """Wait until every digest is filled in. Raises what went wrong."""
         self._submit()
         for batch in self._batches:
-            result_of(batch)
+            batch.result()
 
     def _submit(self) -> None:
         self._batches.append(self._workers.submit(self._hash, self._batch))
-        self._batch, self._size = [], 0
+        self._batch, self._waiting = [], 0
 
     def _hash(self, batch: Sequence[tuple[str, Sequence[Entry]]]) -> None:
+        small = 0
         for full, entries in batch:
             checkpoint()
-            digest = _hash_file(full, entries[0].size)
+            if entries[0].size > PIECE:
+                digest = _hash_large(full, self._advance)
+            else:
+                digest = _hash_small(full)
+                small += entries[0].size
             for entry in entries:
                 entry.digest = digest
-        self._advance(sum(entries[0].size for _, entries in batch))
+        self._advance(small)
 
 
 def file_pieces(full: str) -> Iterator[bytes]:
@@ -255,12 +261,15 @@ def _xattrs(full: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
             yield name, os.getxattr(full, name, follow_symlinks=False)
 
 
-def _hash_file(full: str, size: int) -> bytes:
-    if size > PIECE:
-        content = new_digest()
-        for piece in file_pieces(full):
-            content.update(piece)
-        return content.digest()
+def _hash_large(full: str, advance: Advance) -> bytes:
+    content = new_digest()
+    for piece in file_pieces(full):
+        content.update(piece)
+        advance(len(piece))
+    return content.digest()
+
+
+def _hash_small(full: str) -> bytes:
     descriptor = _open(full)
     try:
         return new_digest(os.read(descriptor, PIECE)).digest()  # one call: most of a small file's cost is calls
