@@ -28,9 +28,11 @@ def _layer(draw: st.DrawFn, old: Files, new: Files) -> list[Item]:
         if parent_of(path) in new and new[parent_of(path)].kind == "d":
             parent, slash, name = path.rpartition("/")
             items.append(file(f"{parent}{slash}.wh.{name}"))
+    first = {node.inode: path for path, node in sorted(new.items(), reverse=True) if node.inode}
+    # What is a link to a file that is written here has to be one again.
+    changed |= {path for path, node in new.items() if first.get(node.inode) in changed}
     if draw(st.booleans()):
         changed |= {above for path in changed for above in ancestors(path)}
-    first = {node.inode: path for path, node in sorted(new.items(), reverse=True) if node.inode}
     return items + [_item(path, new[path], first.get(new[path].inode, path)) for path in sorted(changed)]
 
 

@@ -44,13 +44,13 @@ from rechunk_action.ostree.commit import LABEL, Committed, commit, prepare
 from rechunk_action.ostree.objects import parse_commit
 from rechunk_action.ostree.view import view_differences, view_path
 from rechunk_action.registry.image import published_image
-from rechunk_action.report.summary import summary
+from rechunk_action.report import model
 from rechunk_action.source.directory import DirectorySource
 from rechunk_action.source.names import parse_name
 from rechunk_action.tree.entry import Tree
 from rechunk_action.tree.scan import MOUNTED_OVER, Hasher
 from rechunk_action.verify import tree_differences
-from tests.building import Listener, build, places, scanned
+from tests.building import Listener, build, new_components, new_layers, places, scanned
 from tests.faulty_proxy import FaultyProxy
 from tests.oracles import compare, overlay, program, run, scratch
 from tests.ostree_images import (
@@ -417,17 +417,18 @@ class TestUpdates:
     def test_of_nothing_have_the_same_layers(self, tree: Path, first: Path, tmp_path: Path) -> None:
         report = update(tree, f"oci:{first}:1", tmp_path / "image")
         assert read_image(tmp_path / "image", None).layers == read_image(first, "1").layers
-        assert (report["layers"]["new"], report["bytes"]["update"], report["components"]) == (0, 0, {})
+        assert (report["layers"]["new"], report["bytes"]["update"], new_components(report)) == (0, 0, {})
 
     def test_of_the_time_alone_have_a_new_first_layer(self, tree: Path, first: Path, tmp_path: Path) -> None:
         report = update(tree, f"oci:{first}:1", tmp_path / "image", created=LONG_AGO + 1, version="2")
         assert chunks_of(tmp_path / "image") == chunks_of(first, "1")
         layer = read_image(tmp_path / "image", None).layers[0]
-        assert report["new"] == [{"name": FIRST, "digest": layer.digest, "bytes": layer.size}]
+        assert [(new["name"], new["digest"], new["bytes"]) for new in new_layers(report)] == [
+            (FIRST, layer.digest, layer.size)
+        ]
         assert report["layers"]["new"] == 1
-        assert report["components"] == {FIRST: layer.size}
+        assert new_components(report) == {FIRST: layer.size}
         assert report["bytes"]["update"] == layer.size
-        assert FIRST in summary(report, where="")
 
     def test_send_a_renamed_file_again(self, tree: Path, first: Path, tmp_path: Path) -> None:
         """For importers it need not be, but a hard link cannot lead into another layer."""
@@ -475,7 +476,7 @@ class TestUpdates:
     def test_that_cost_too_much_say_what_of_it(self, tree: Path, first: Path, tmp_path: Path) -> None:
         edit_nearly_all(tree)
         (tree / "usr/lib/big").write_bytes(CONTENTS[5])
-        with pytest.raises(TooLarge, match=r"the most of it is file:usr/lib/big \("):
+        with pytest.raises(TooLarge, match=r"the most of it is /usr/lib/big \("):
             update(tree, f"oci:{first}:1", tmp_path / "image", max_update_size=1000)
         assert os.listdir(tmp_path) == []
 
@@ -780,7 +781,7 @@ class TestLabels:
         options: dict[str, Any] = {"version": "42.7", "labels": labels, "config": tmp_path / "config.json"}
         update(tree, f"oci:{first}:1", tmp_path / "image", **options, created=LONG_AGO)
         image = check(tmp_path / "image", None, tree)
-        assert image.labels | {"rechunk.version": ""} == {
+        assert image.labels | {"rechunk.version": "", "rechunk.record": ""} == {
             "a": "b",
             "containers.bootc": "1",
             "given": "1",
@@ -793,6 +794,7 @@ class TestLabels:
             "rechunk.chunks": str(len(image.layers)),
             "rechunk.engine": "delta",
             "rechunk.prev-ref": f"oci:{first}:1@{read_image(first, '1').digest}",
+            "rechunk.record": "",
             "rechunk.version": "",
             "version": "42.7",
         }
@@ -1002,13 +1004,6 @@ class TestStoredTables:
         assert set(os.listdir(tmp_path / "image" / TABLES)) == names
 
 
-@pytest.fixture(scope="module")
-def line() -> Iterator[FaultyProxy]:
-    """The line to a registry."""
-    with plain_registry() as registry, FaultyProxy(registry.host) as proxy:
-        yield proxy
-
-
 class TestPublishing:
     @pytest.mark.oracle
     def test_an_update_reads_and_sends_no_chunk_that_is_there(self, tree: Path, line: FaultyProxy) -> None:
@@ -1092,7 +1087,7 @@ class TestInspection:
         command = partial(run, sys.executable, "-m", "rechunk_action")
         output = f"oci:{tmp_path}/image"
         report = json.loads(command("build", f"dir:{tree}", output, "--format", "ostree", "--json", "--quiet"))
-        assert report["new"][0]["name"] == FIRST
+        assert new_layers(report)[0]["name"] == FIRST
         said = command("verify", output, f"dir:{tree}")
         paths = len(scanned(DirectorySource(str(tree))).tree)
         assert said == f"{output} equals dir:{tree}: {paths} paths, in its OSTree commit\n"
@@ -1116,15 +1111,16 @@ class TestInspection:
         with pytest.raises(VerificationFailed, match=r"1 difference:\n  /usr/more: should not .*\(in containers\)"):
             verify(f"oci:{layout}:latest", tree)
 
-    def test_compares_two_images_by_their_layers(self, tree: Path, first: Path, tmp_path: Path) -> None:
+    def test_compares_two_images_by_their_components(self, tree: Path, first: Path, tmp_path: Path) -> None:
         (tree / "usr/new").write_bytes(CONTENTS[3])
         report = update(tree, f"oci:{first}:1", tmp_path / "image")
         with places() as opened:
             old, new = parse_name(f"oci:{first}:1"), parse_name(f"oci:{tmp_path}/image")
-            found = inspection.compare(old, new, opened, Listener(), threads=1, scratch=tmp_path)
-        assert found.added_bytes == report["bytes"]["update"]
-        assert found.components == {layer["name"]: layer["bytes"] for layer in report["new"]}
-        assert FIRST in found.components
+            found = model.update(*inspection.compare(old, new, opened, Listener(), threads=1, scratch=tmp_path))
+        assert found.bytes == report["bytes"]["update"]
+        named = {line.name: line.bytes for line in found.components}
+        assert named == new_components(report)
+        assert FIRST in named
 
 
 # Any tree

@@ -31,7 +31,7 @@ from rechunk_action.engines import container
 from rechunk_action.engines.container import Bind, Containers, Step, _failure, _Lines, _pieces, _without_tag
 from rechunk_action.errors import EngineFailed, EnvironmentLack, InputError, Overdue, RechunkError
 from rechunk_action.oci.layout import read_image
-from rechunk_action.progress import Progress
+from rechunk_action.progress import Meter, Progress
 from tests import stores
 from tests.containers import base, stand_in
 from tests.faulty_proxy import ALWAYS, FaultyProxy
@@ -562,7 +562,7 @@ class TestImages:
             assert (
                 run("docker", "image", "inspect", "--format", "{{index .Config.Env 0}}", image_id) == "PATH=/usr/bin\n"
             )
-            assert re.fullmatch(rf"pull {image}: \d+\.\d s\n", told.getvalue())
+            assert re.fullmatch(rf"pull {image}: \d+\.\d s \([^(]+/s\)\n", told.getvalue())
             proxy.forget()
             assert containers.bring(image, Progress(told)) == image_id
             assert proxy.exchanges == []
@@ -637,7 +637,7 @@ class TestImages:
         counted = Counted()
         with pytest.raises(InputError):
             proxied.bring(ABSENT, counted)
-        assert counted.bytes == 37
+        assert counted.meter.done == 37
 
     def test_a_pull_that_breaks_off_is_told(self, proxy: Proxy, proxied: Containers) -> None:
         proxy.reply("POST .*/images/create", pull_stream({"status": "Pulling"}).removesuffix(b"0\r\n\r\n"))
@@ -665,18 +665,15 @@ class TestImages:
 
 
 class Counted(Progress):
-    """Adds up the bytes that it is told of."""
+    """Has one meter for all phases."""
 
     def __init__(self) -> None:
         super().__init__(io.StringIO())
-        self.bytes = 0
+        self.meter = Meter()
 
     @contextlib.contextmanager
-    def phase(self, *_: object) -> Iterator[Callable[[int], None]]:
-        def advance(done: int) -> None:
-            self.bytes += done
-
-        yield advance
+    def phase(self, *_: object) -> Iterator[Meter]:
+        yield self.meter
 
 
 @contextlib.contextmanager

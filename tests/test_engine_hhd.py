@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import structs
 
@@ -47,14 +48,16 @@ from rechunk_action.oci.layout import read_image
 from rechunk_action.ostree.chunked import read_chunked
 from rechunk_action.ostree.view import view_differences
 from rechunk_action.pipeline import Built
-from rechunk_action.progress import Advance
+from rechunk_action.progress import Meter
 from rechunk_action.registry.credentials import Credentials
-from rechunk_action.registry.image import published_image
+from rechunk_action.registry.image import RegistryBlobs, published_image
+from rechunk_action.report import model
 from rechunk_action.source.names import parse_name
 from rechunk_action.tree.entry import Tree
+from rechunk_action.tree.lint import lint
 from rechunk_action.verify import tree_differences
 from tests import stores
-from tests.building import Listener, build, built, places
+from tests.building import Listener, build, built, new_components, new_layers, places
 from tests.containers import builder_path
 from tests.oracles import program, run, scratch
 from tests.rechunker import FAULTS, rechunker_image, small_tree
@@ -87,6 +90,7 @@ CONFIG: Json = {
             "ostree.final-diffid": "stale",
             "ostree.linux": "5.0-stale",
             "rechunk.chunks": "stale",
+            "rechunk.record": "planted",
             "rechunk.tables": "stale",
             PLAN: '{"version": 2, "layers": [["stale"]]}',
             VERSION: "stale",
@@ -178,11 +182,12 @@ class Run:
 
     @property
     def report(self) -> Json:
-        return self.built.report
+        report: Json = msgspec.to_builtins(self.built.report)
+        return report
 
     @property
     def changelog(self) -> str:
-        return self.built.changelog or ""
+        return self.built.report.changelog or ""
 
     @property
     def layers(self) -> dict[str, str]:
@@ -343,6 +348,7 @@ class TestAFreshImage:
         assert first.image.manifest["annotations"] == first.image.labels
         assert (plan["version"], plan["uniq"], plan["packages"]["bash"]) == (2, "7", "5.2-1.fc42")
         assert labels.pop("rechunk.version") != "planted"
+        assert labels.pop("rechunk.record") != "planted"
         assert labels == {
             "again": "2 7",
             "containers.bootc": "1",
@@ -390,7 +396,12 @@ class TestAFreshImage:
     def test_is_made_in_a_btrfs(self, first: Run) -> None:
         assert not first.told.heard("plain directory")
         assert not first.told.heard("is copied")
-        assert first.told.notices == ["fresh plan: first build"]
+        assert [notice for notice in first.told.notices if "(rule " not in notice] == ["fresh plan: first build"]
+
+    def test_is_looked_at_as_it_will_be(self, first: Run) -> None:
+        """Of what the source breaks, the rechunker puts all right but one."""
+        assert {"boot", "composefs", "var"} <= {finding.rule for finding in lint(first.source, lambda _: b"")}
+        assert [finding.rule for finding in first.built.report.findings] == ["composefs"]
 
     def test_is_reported(self, first: Run, place: Path) -> None:
         report, layers = first.report, first.image.layers
@@ -399,9 +410,9 @@ class TestAFreshImage:
         assert (report["prev_ref"], report["fresh"], report["reason"]) == (None, True, "first build")
         assert report["layers"] == {"total": len(layers), "kept": 0, "new": len(layers)}
         assert report["bytes"] == {"image": size, "update": size, "kept": 0, "live": size, "dead": 0}
-        assert [layer["digest"] for layer in report["new"]] == [blob.digest for blob in layers]
-        assert sum(report["components"].values()) == size
-        assert next(iter(report["components"])) == "meta:kernel"
+        assert [layer["digest"] for layer in new_layers(report)] == [blob.digest for blob in layers]
+        assert sum(new_components(report).values()) == size
+        assert next(iter(new_components(report))) == "meta:kernel"
         phases = {"prune", "commit", "check", "chunk", "verify"}
         assert report["disk"].keys() == phases
         assert all(1 * MB < size < 200 * MB for size in report["disk"].values())
@@ -425,8 +436,13 @@ class TestAnUpdate:
         update = sum(size for digest, size in sizes.items() if digest not in kept.values())
         report = second.report
         assert report["layers"] == {"total": len(sizes), "kept": len(kept), "new": len(sizes) - len(kept)}
-        assert report["bytes"]["update"] == sum(report["components"].values()) == update
+        assert report["bytes"]["update"] == sum(new_components(report).values()) == update
         assert report["bytes"]["kept"] == sum(sizes.values()) - update
+
+    def test_tells_which_packages_changed(self, second: Run) -> None:
+        changed = {line["name"]: (line["old"], line["new"]) for line in second.report["update"]["packages"]}
+        assert changed
+        assert all(name.startswith("rpm:") and old != new for name, (old, new) in changed.items())
 
     def test_is_planned_by_the_previous_plan(self, first: Run, second: Run) -> None:
         before, after = (json.loads(run.image.labels[PLAN])["layers"] for run in (first, second))
@@ -464,10 +480,11 @@ class TestInspection:
         del first
         old, new = (parse_name(f"oci:{place}/{name}") for name in ("first", "second"))
         with places() as opened:
-            found = inspection.compare(old, new, opened, Listener(), threads=2, scratch=place)
-        assert found.added_bytes == second.report["bytes"]["update"]
-        assert found.components == second.report["components"]
-        assert {"meta:kernel", "news", "openssl-libs"} <= found.components.keys()
+            found = model.update(*inspection.compare(old, new, opened, Listener(), threads=2, scratch=place))
+        assert found.bytes == second.report["bytes"]["update"]
+        named = {line.name: line.bytes for line in found.components}
+        assert named == new_components(second.report)
+        assert {"meta:kernel", "news", "openssl-libs"} <= named.keys()
 
     def test_verifies_an_image_by_a_checkout_of_its_commit(self, place: Path, second: Run) -> None:
         checked_out = self._checkout(place / "second", place)
@@ -607,7 +624,9 @@ class TestPublishing:
             options = options_of(place, given=Credentials(USER, PASSWORD), given_for=registry.host)
             report = build(f"oci:{tmp_path}/plain", f"docker://{target}", tags=["latest"], **options)
             with repository(registry.host, found=FOUND) as opened:
-                assert set(opened.tags()) == {"1-20261120", "2-20261126", "latest"}
+                beside = {tag for tag in opened.tags() if tag.startswith("sha256-")}
+                assert set(opened.tags()) == {"1-20261120", "2-20261126", "latest", *beside}
+                assert len(beside) == 1
                 image = published_image(opened, "latest", host_architecture())
                 previous = published_image(opened, "1-20261120", host_architecture())
                 chunked = read_chunked(image, threads=2)
@@ -619,7 +638,9 @@ class TestPublishing:
         assert report["layers"]["kept"] == sum(blob.digest in held for blob in image.layers) > len(image.layers) / 2
         assert image.labels == image.manifest["annotations"]
         assert image.labels["rechunk.prev-ref"] == report["prev_ref"]
-        assert "rechunk.tables" not in image.labels
+        assert isinstance(image.blobs, RegistryBlobs)
+        assert image.blobs.tables == {}
+        assert report["update"]["packages"] is None  # of a previous image that has no record
         assert image.labels["from.the.base"] == "kept"
         assert image.labels[VERSION] == json.loads(image.labels[PLAN])["uniq"] == "2-20261126"
         assert image.config["config"]["StopSignal"] == "SIGRTMIN+3"
@@ -640,7 +661,7 @@ class TestPublishing:
         limits: dict[str, Any] = {"prev_ref": f"oci:{place}/first", "max_update_size": 1000}
         error = failed(place, place / "tree2", tmp_path / "image", **limits)
         assert isinstance(error, TooLarge)
-        assert "1.0\N{NO-BREAK SPACE}kB are allowed; the most of it is meta:kernel (" in str(error)
+        assert "1.0\N{NO-BREAK SPACE}kB are allowed; the most of it is kernel (" in str(error)
 
 
 DAMAGES = {
@@ -702,7 +723,8 @@ class TestWhatIsNotBelieved:
         assert first.results is not None
         assert {path.name for path in first.results.iterdir()} > {"image", "version.txt", "image.contentmeta.json"}
         layout = Path(str(first.image.blobs))
-        assert {path.name for path in layout.iterdir()} == {"blobs", "index.json", "oci-layout", "rechunk-tables"}
+        kept = {"blobs", "index.json", "oci-layout", "rechunk-records", "rechunk-tables"}
+        assert {path.name for path in layout.iterdir()} == kept
         assert list((layout / "rechunk-tables/v1").iterdir()) == []
 
 
@@ -885,11 +907,11 @@ class TestRequestsToStop:
     def test_are_heeded_between_steps(self, place: Path, tree: Path, tmp_path: Path, phase: str) -> None:
         class Stopped(Listener):
             @contextlib.contextmanager
-            def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Advance]:
-                with super().phase(name, title, total) as advance:
+            def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Meter]:
+                with super().phase(name, title, total) as meter:
                     if name == phase:
                         raise KeyboardInterrupt
-                    yield advance
+                    yield meter
 
         source: Path | str = tree
         if phase == "unpack":

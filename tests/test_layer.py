@@ -17,6 +17,7 @@ from rechunk_action.errors import InputError
 from rechunk_action.oci.compression import DEFAULTS
 from rechunk_action.oci.layer import GATHER, LayerPlan, Written, write_layer
 from rechunk_action.oci.tar import END
+from rechunk_action.progress import UNHEARD, Advance
 from rechunk_action.source.directory import DirectorySource
 from rechunk_action.tree.entry import EMPTY_DIGEST, Entry, Tree, new_digest
 from tests.building import scanned
@@ -86,6 +87,7 @@ def write(
     compression: str = "zstd",
     threads: int = 1,
     newest: int | None = None,
+    advance: Advance = UNHEARD,
 ) -> Written:
     return write_layer(
         plan,
@@ -96,6 +98,7 @@ def write(
         level=DEFAULTS[compression].level,
         threads=threads,
         newest=newest,
+        advance=advance,
     )
 
 
@@ -226,8 +229,24 @@ def test_a_file_of_unknown_content_may_not_change_its_size(tmp_path: Path, now: 
 
 
 def test_the_size_of_an_archive_is_known_beforehand(tmp_path: Path) -> None:
-    plan = LayerPlan("", ["", "usr"], ["usr/b", "usr/text", "usr/symlink"], ["usr/gone"])
-    assert abs(plan.archive_size(tree()) - len(unpacked(write(tmp_path / "layer", plan)))) < 4 * 512
+    linked = tree()
+    linked["usr/b"].group = "usr/b"
+    linked["usr/c"] = linked["usr/b"]
+    plan = LayerPlan("", ["", "usr"], ["usr/b", "usr/c", "usr/text", "usr/symlink"], ["usr/gone"])
+    assert plan.archive_size(linked) == len(unpacked(write(tmp_path / "layer", plan, wanted=linked)))
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+def test_bytes_are_told_as_they_are_compressed(tmp_path: Path, compression: str) -> None:
+    told: list[int] = []
+    contents = {"large": b"a" * (3 * GATHER + 7)}
+    wanted = {"": directory(), "large": file(contents["large"])}
+    plan = LayerPlan("", [""], ["large"])
+    write(
+        tmp_path / "layer", plan, wanted=wanted, contents=Held(contents), compression=compression, advance=told.append
+    )
+    assert sum(told) == plan.archive_size(wanted)
+    assert max(told) == GATHER
 
 
 def test_a_layer_may_hold_nothing_but_directories(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rechunk_action.errors import CorruptImage, EnvironmentLack, InputError, RechunkError
+from rechunk_action.oci import table
 from rechunk_action.oci.config import image_config, image_manifest
 from rechunk_action.oci.image import CONFIG, MANIFEST, MAX_JSON, Image, host_architecture
 from rechunk_action.oci.layout import REF_NAME, LayoutWriter, read_image
@@ -129,7 +130,19 @@ def test_an_index_gives_the_image_of_this_machine(layout: Path, depth: int) -> N
 
 def test_an_index_without_this_machine_names_the_others(layout: Path) -> None:
     nested(layout, ["s390x", "riscv64"])
-    with pytest.raises(InputError, match=f"no image for {host_architecture()}, only for riscv64, s390x"):
+    with pytest.raises(InputError, match=f"no image for {host_architecture()}, only for 'riscv64', 's390x'"):
+        read_image(layout, None)
+
+
+def test_indexes_in_each_other_come_to_an_end(layout: Path) -> None:
+    nested(layout, [host_architecture()], depth=30)
+    with pytest.raises(InputError, match=r"index\.v1\+json' is not the media type of an image"):
+        read_image(layout, None)
+
+
+def test_what_an_index_says_is_shown_as_text(layout: Path) -> None:
+    nested(layout, ["x\n\x1b[31m\u202e"])
+    with pytest.raises(InputError, match=r"only for 'x\\n\\x1b\[31m\\u202e'"):
         read_image(layout, None)
 
 
@@ -222,6 +235,31 @@ def test_malformed_json_is_found(layout: Path, text: bytes) -> None:
         read_image(layout, None)
     (layout / "index.json").write_bytes(text)
     with pytest.raises(CorruptImage, match=r"index\.json is (no JSON|malformed)"):
+        read_image(layout, None)
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 63, 10**400])
+def test_what_is_no_size_is_found(layout: Path, size: int) -> None:
+    """A registry would be read without end for a negative one, and sizes are for people to see."""
+    for part in ("config", "layers"):
+        manifest = manifest_of(layout)
+        (manifest["config"] if part == "config" else manifest["layers"][0])["size"] = size
+        descriptor = write_json(layout, manifest, MANIFEST)
+        whole = (layout / "index.json").read_bytes()
+        write_index(layout, descriptor)
+        with pytest.raises(CorruptImage, match=r"malformed .*size"):
+            read_image(layout, None)
+        (layout / "index.json").write_bytes(whole)
+    change_index(layout, lambda index: index["manifests"][0].update(size=size))
+    with pytest.raises(CorruptImage, match=r"malformed .*size"):
+        read_image(layout, None)
+
+
+def test_text_that_is_not_unicode_is_found(layout: Path) -> None:
+    """Half a surrogate pair could not be printed, nor written again."""
+    notes = {"annotations": {"a": "\ud800"}}
+    write_index(layout, write_json(layout, manifest_of(layout) | notes, MANIFEST))
+    with pytest.raises(CorruptImage, match="no JSON"):
         read_image(layout, None)
 
 
@@ -361,6 +399,13 @@ def test_a_table_that_claims_to_be_huge_is_not_taken(tmp_path: Path) -> None:
     assert read_image(tmp_path / "layout", None).blobs.table(ONE.blob) is None
 
 
+def test_a_table_that_expands_to_more_than_any_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "layout", None, ONE)
+    image = read_image(tmp_path / "layout", None)
+    monkeypatch.setattr(table, "MAX_TABLE", 50)
+    assert image.blobs.table(ONE.blob) is None
+
+
 # Writing
 
 
@@ -376,6 +421,7 @@ def test_a_new_layout_is_complete(tmp_path: Path) -> None:
         "blobs",
         "index.json",
         "oci-layout",
+        "rechunk-records",
         "rechunk-tables",
     }
 

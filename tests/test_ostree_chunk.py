@@ -600,7 +600,7 @@ def test_a_table_of_one_format_is_not_taken_for_another(built: Built, tmp_path: 
     found = decode_table(stored, written.blob, FORMAT)
     assert found is not None
     assert facts(found) == facts(written.table)
-    plain = Table({}, diff_id="sha256:0")
+    plain = Table({"": Entry("d", 0o755, 0, 0)}, diff_id="sha256:0")
     blob = Blob("", 0, "", "sha256:0")
     assert decode_table(encode_table(plain), blob, FORMAT) is None
     assert decode_table(encode_table(plain), blob) is not None

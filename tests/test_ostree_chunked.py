@@ -19,10 +19,9 @@ from hypothesis import given, settings
 from msgspec.structs import replace
 
 from rechunk_action.errors import CorruptImage, InputError
-from rechunk_action.oci import compression
+from rechunk_action.oci import compression, table
 from rechunk_action.oci.layout import read_image
-from rechunk_action.ostree import chunked
-from rechunk_action.ostree.chunked import Chunked, read_chunked
+from rechunk_action.ostree.chunked import MAX_METADATA, MAX_XATTRS, Chunked, read_chunked
 from rechunk_action.tree.entry import Tree
 from rechunk_action.tree.scan import Hasher, scan
 from rechunk_action.verify import tree_differences
@@ -261,7 +260,7 @@ def test_a_metadata_object_is_a_file(repo: SimpleNamespace, tmp_path: Path) -> N
 
 def test_a_metadata_object_has_the_size_that_importers_read(repo: SimpleNamespace, tmp_path: Path) -> None:
     layers = _layers(repo)
-    layers[0].append(_object(bytes(chunked.MAX_METADATA + 1), "dirtree"))
+    layers[0].append(_object(bytes(MAX_METADATA + 1), "dirtree"))
     _refused(repo, tmp_path, layers, "has 10,485,761 bytes, and importers read 10,485,760 at the most")
 
 
@@ -309,7 +308,7 @@ def test_a_link_to_attributes_leads_to_some(repo: SimpleNamespace, tmp_path: Pat
 
 def test_attributes_have_the_size_that_importers_read(repo: SimpleNamespace, tmp_path: Path) -> None:
     layers = _layers(repo)
-    layers[1].append(_object(bytes(chunked.MAX_XATTRS + 1), "file-xattrs"))
+    layers[1].append(_object(bytes(MAX_XATTRS + 1), "file-xattrs"))
     _refused(repo, tmp_path, layers, "has 1,048,577 bytes, and importers read 1,048,576 at the most")
 
 
@@ -407,8 +406,8 @@ def test_a_commit_that_names_directories_again_and_again_is_a_bomb(tmp_path: Pat
         objects[checksum] = below
         below = dirtree_of(directories=[(b"a", checksum, meta), (b"b", checksum, meta)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "MAX_TREE", 1 << 20)
-        with pytest.raises(CorruptImage, match="describes more paths than any image has"):
+        patch.setattr(table, "MAX_KEPT", 1 << 20)
+        with pytest.raises(CorruptImage, match=r"what commit [0-9a-f]{64} describes takes more than 1,048,576 bytes"):
             _read(_of_objects(tmp_path / "image", below, objects.values()))
 
 
@@ -516,8 +515,8 @@ def test_directories_and_attributes_may_not_take_all_memory(
 ) -> None:
     layout = write_chunked(repo.repo, repo.commit, tmp_path / "image", own_xattrs=own_xattrs)
     _read(layout)
-    monkeypatch.setattr(chunked, "MAX_KEPT", 500)
-    with pytest.raises(CorruptImage, match="its directories and attributes take more than 500 bytes"):
+    monkeypatch.setattr(table, "MAX_KEPT", 5000)
+    with pytest.raises(CorruptImage, match=r"layer sha256:.*: what it describes takes more than 5,000 bytes of memory"):
         _read(layout)
 
 

@@ -305,10 +305,6 @@ def test_a_kernel_is_a_file_in_a_directory_of_its_own() -> None:
     prepare(tree_of("usr/lib/modules/a/b/vmlinuz", "usr/lib/modules/vmlinuz", "usr/lib/modules/c/vmlinuz/"))
 
 
-def test_what_is_worth_telling_is_told() -> None:
-    state = {"var/lib/a": Entry("f", 0o644, 0, 0, size=1_000), "var/lib/b": Entry("l", 0o777, 0, 0, target="a")}
-    assert prepare(tree_of("var/lib/") | state)[1] == [
-        "/var holds 2 files (1,000 bytes): systems take them when they are installed, and never again",
-        "there is no SELinux policy (/etc/selinux/config): no path gets a label",
-    ]
-    assert prepare(tree_of("var/lib/", "usr/etc/selinux/config"))[1] == []
+def test_a_tree_without_a_policy_is_told() -> None:
+    assert prepare(tree_of())[1] == ["there is no SELinux policy (/etc/selinux/config): no path gets a label"]
+    assert prepare(tree_of("usr/etc/selinux/config"))[1] == []

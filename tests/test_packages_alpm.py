@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rechunk_action.tree.packages import owners
+from rechunk_action.tree.packages import installed, owners, read_packages
 from tests.small_image import SmallImage
 
 LOCAL = "var/lib/pacman/local"
@@ -29,11 +29,16 @@ OWNED = {
 
 def owned(files: dict[str, str | bytes], links: dict[str, str] | None = None) -> dict[str, str]:
     image = SmallImage(files, links)
-    return owners(image.tree, image.read)
+    return owners(image.tree, read_packages(image.tree, image.read))
 
 
 def test_a_package_owns_its_files_and_its_folder() -> None:
     assert owned(BASH) == OWNED
+
+
+def test_the_version_is_the_one_installed() -> None:
+    image = SmallImage({**BASH, f"{LOCAL}/x-1/desc": "%NAME%\nx\n\n"})
+    assert installed(read_packages(image.tree, image.read)) == {"alpm:bash": "5.2-1"}
 
 
 def test_listed_paths_are_resolved() -> None:

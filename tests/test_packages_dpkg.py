@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rechunk_action.tree.packages import owners
+from rechunk_action.tree.packages import installed, owners, read_packages
 from tests.small_image import SmallImage
 
 STATUS = """\
@@ -28,7 +28,7 @@ Architecture: i386
 def owned(files: dict[str, str | bytes], links: dict[str, str] | None = None) -> dict[str, str]:
     """Who owns what, the database aside."""
     image = SmallImage(files, links)
-    found = owners(image.tree, image.read)
+    found = owners(image.tree, read_packages(image.tree, image.read))
     return {path: component for path, component in found.items() if "/dpkg/" not in path}
 
 
@@ -103,7 +103,7 @@ def test_a_packages_metadata_is_its_own() -> None:
             "var/lib/dpkg/available": "",
         }
     )
-    assert owners(image.tree, image.read) == {
+    assert owners(image.tree, read_packages(image.tree, image.read)) == {
         "var/lib/dpkg/info/tool.list": "dpkg:tool:amd64",
         "var/lib/dpkg/info/tool.postinst": "dpkg:tool:amd64",
         "var/lib/dpkg/info/libc6:amd64.list": "dpkg:libc6:amd64",
@@ -119,7 +119,7 @@ def test_a_dot_in_a_packages_name_is_part_of_it() -> None:
             "var/lib/dpkg/info/python3.13.prerm": "",
         }
     )
-    assert set(owners(image.tree, image.read).values()) == {"dpkg:python3.13:amd64"}
+    assert set(owners(image.tree, read_packages(image.tree, image.read)).values()) == {"dpkg:python3.13:amd64"}
 
 
 def test_the_database_may_be_moved_out_of_var() -> None:
@@ -132,6 +132,28 @@ def test_the_database_may_be_moved_out_of_var() -> None:
 
 def test_a_package_that_the_status_does_not_know_claims_nothing() -> None:
     assert owned({**database(stranger="/usr/x\n"), "usr/x": ""}) == {}
+
+
+def test_versions_are_those_of_what_is_installed() -> None:
+    """Not of what has left no more than its settings, and of each architecture its own."""
+    paragraphs = {
+        ("tool", "amd64"): "Status: install ok installed\nVersion: 1:1.0-2+b1\nDescription: x\n Version: none",
+        ("libc6", "amd64"): "Version: 2.41-12",
+        ("libc6", "i386"): "Version: 2.41-11",
+        ("half", "all"): "Status: install ok triggers-pending\nVersion: 3",
+        ("gone", "all"): "Status: deinstall ok config-files\nVersion: 4",
+        ("never", "all"): "Status: unknown ok not-installed",
+    }
+    status = "\n\n".join(f"Package: {name}\nArchitecture: {of}\n{rest}" for (name, of), rest in paragraphs.items())
+    lists = [name + (f":{of}" if name == "libc6" else "") for name, of in paragraphs]
+    files = {f"var/lib/dpkg/info/{name}.list": "/.\n" for name in lists}
+    image = SmallImage({"var/lib/dpkg/status": f"{status}\n", **files})
+    assert installed(read_packages(image.tree, image.read)) == {
+        "dpkg:half:all": "3",
+        "dpkg:libc6:amd64": "2.41-12",
+        "dpkg:libc6:i386": "2.41-11",
+        "dpkg:tool:amd64": "1:1.0-2+b1",
+    }
 
 
 def test_a_name_that_is_not_utf8_is_passed_over() -> None:

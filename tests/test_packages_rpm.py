@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from rechunk_action.errors import EnvironmentLack, InputError, RechunkError
-from rechunk_action.tree.packages import owners
+from rechunk_action.tree.packages import installed, owners, read_packages
 from tests.small_image import SmallImage
 
 SPEC = """\
@@ -98,7 +98,7 @@ def image_with(database: Path, *paths: str, home: str = HOME, links: dict[str, s
 
 
 def owned(image: SmallImage) -> dict[str, str]:
-    return owners(image.tree, image.read)
+    return owners(image.tree, read_packages(image.tree, image.read))
 
 
 def edit(database: Path, old: bytes, new: bytes) -> None:
@@ -127,6 +127,17 @@ def test_two_kernels_of_one_name_stay_two(database: Path) -> None:
         "lib/modules/6.1.2/vmlinuz": "rpm:kernel-core-6.1.2-1.fc42.x86_64",
         "lib/modules/6.1.3/vmlinuz": "rpm:kernel-core-6.1.3-1.fc42.x86_64",
         "usr/bin/perf": "rpm:kernel-tools.x86_64",
+    }
+
+
+def test_versions_of_one_package_are_told_together(database: Path) -> None:
+    kernels = [Package("kernel-core", [], version, "x86_64") for version in ("6.1.3", "6.1.2")]
+    install(database, *kernels, Package("tool", ["/usr/bin/tool"]), Package("glibc", [], "2", "i686"))
+    image = image_with(database)
+    assert installed(read_packages(image.tree, image.read)) == {
+        "rpm:glibc.i686": "2-1.fc42",
+        "rpm:kernel-core.x86_64": "6.1.2-1.fc42, 6.1.3-1.fc42",
+        "rpm:tool.noarch": "1.0-1.fc42",
     }
 
 

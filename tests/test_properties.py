@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from rechunk_action.oci.layer import write_layer
 from rechunk_action.oci.merge import Replay, merge
 from rechunk_action.oci.table import Table
 from rechunk_action.plan.plain import PROTECTED, Plan, Published, plan_fresh, plan_update
-from rechunk_action.tree.entry import Tree, ancestors, link_groups
+from rechunk_action.tree.entry import ROOT, Tree, ancestors, link_groups, parent_of
 from rechunk_action.verify import differences
 from tests.building import build, tables_of
 from tests.foreign import foreign_layers
@@ -81,6 +82,8 @@ def test_every_generation_is_right(history: list[Files], budget: Budget) -> None
         check_new_layers_state_all_ancestors(image)
         check_new_layers_hold_whole_link_groups(image)
         check_removals_hit_something(image)
+        check_removals_are_in_directories_that_other_layers_name(image)
+        check_nothing_is_hidden_by_opaque_directories(image)
         below = image.layers
 
 
@@ -110,6 +113,7 @@ def check_new_layers_state_all_ancestors(image: Generation) -> None:
 def check_new_layers_hold_whole_link_groups(image: Generation) -> None:
     groups = [set(paths) for paths in link_groups(image.tree.items()).values()]
     for at in image.new:
+        assert not image.tables[at].links
         held = image.tables[at].entries.keys()
         assert all(paths <= held or not paths & held for paths in groups)
 
@@ -121,6 +125,17 @@ def check_removals_hit_something(image: Generation) -> None:
         assert shown >= set(table.whiteouts)
         assert not PROTECTED & set(table.whiteouts)
         assert not image.tree.keys() & set(table.whiteouts)
+
+
+def check_removals_are_in_directories_that_other_layers_name(image: Generation) -> None:
+    """Elsewhere, overlayfs merges nothing and shows the removal itself. The root is always merged."""
+    named = Counter(path for table in image.tables for path in table.entries)
+    above = {parent_of(path) for table in image.tables for path in table.whiteouts} - {ROOT}
+    assert all(named[path] > 1 for path in above if path in image.tree and image.tree[path].is_dir)
+
+
+def check_nothing_is_hidden_by_opaque_directories(image: Generation) -> None:
+    assert not any(table.opaque for table in image.tables)
 
 
 @given(generations(least=2, most=4), budgets)

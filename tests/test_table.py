@@ -7,7 +7,8 @@ import gzip
 import hashlib
 import io
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -16,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rechunk_action.errors import CorruptImage, InputError
+from rechunk_action.oci import table as tables
 from rechunk_action.oci.compression import Compression
-from rechunk_action.oci.table import Blob, decode_table, read_table
-from rechunk_action.oci.tar import BLOCK, END, REGULAR, header
+from rechunk_action.oci.merge import merge
+from rechunk_action.oci.table import MAX_PROBLEM, MAX_REPLACED, PROBLEMS, Blob, decode_table, read_table
+from rechunk_action.oci.tar import BLOCK, END, HARDLINK, REGULAR, header
 from rechunk_action.tree.entry import EMPTY_DIGEST, UNKNOWN_MODE, Entry, new_digest
 from tests.support import (
     MEDIA_TYPES,
@@ -238,6 +241,12 @@ def test_names_that_are_not_utf8_make_a_layer_unfit(entry: Item) -> None:
     assert "not UTF-8" in table(file("x"), entry).problem
 
 
+@pytest.mark.parametrize("name", ["n" * 256, "d/" + "é" * 128, "d/" + "n" * 256 + "/x"])
+def test_a_name_that_no_file_system_can_hold_makes_a_layer_unfit(name: str) -> None:
+    assert "has a name that no file system can hold" in table(file(name)).problem
+    assert table(file(name.replace("nn", "n", 1).replace("éé", "é", 1))).problem == ""
+
+
 # Links
 
 
@@ -287,6 +296,20 @@ def test_hard_links_in_a_circle_make_a_layer_unfit(items: list[Item]) -> None:
     assert "of another layer" in table(*items).problem
 
 
+def test_a_hard_link_leads_to_what_was_there_before() -> None:
+    """Clients link a file that is there, and do not look again."""
+    read = table(file("b", b"evil"), hardlink("a", "b"), file("b", b"good"))
+    assert "'b' is replaced after a hard link to it" in read.problem
+    read = table(file("c", b"evil"), hardlink("b", "c"), hardlink("a", "b"), file("b", b"good"))
+    assert "'b' is replaced after a hard link to it" in read.problem
+
+
+@pytest.mark.parametrize("before", [[], [file("a")], [directory("a")]])
+def test_nothing_is_written_below_a_hard_link(before: list[Item]) -> None:
+    with pytest.raises(CorruptImage, match="would be written through 'a', which is no directory"):
+        table(file("b"), *before, hardlink("a", "b"), file("a/x"))
+
+
 # Twice the same path
 
 
@@ -324,6 +347,18 @@ def test_a_path_of_two_types_makes_a_layer_unfit(items: list[Item], left: set[st
     read = table(*items)
     assert "'a' occurs twice, with different types" in read.problem
     assert set(read.entries) == left
+
+
+@pytest.mark.parametrize("instead", [hardlink("a", "elsewhere"), symlink("a", "c")])
+def test_what_takes_the_place_of_an_opaque_directory_hides_nothing(instead: Item) -> None:
+    read = table(file("a/x"), file("a/.wh..wh..opq"), instead)
+    assert read.opaque == []
+    assert set(merge([read], "last")) <= {"", "a"}
+
+
+def test_a_path_of_two_types_is_told_when_one_is_a_hard_link() -> None:
+    assert "with different types" in table(file("b"), hardlink("a", "b"), directory("a")).problem
+    assert "with different types" in table(file("b"), directory("a"), hardlink("a", "b")).problem
 
 
 def test_removals_in_a_directory_go_with_it() -> None:
@@ -434,6 +469,86 @@ def test_a_parent_described_afterwards_is_known() -> None:
 
 def test_whiteouts_need_parents_too() -> None:
     assert table(directory("./"), file("a/.wh.b")).entries["a"].mode == UNKNOWN_MODE
+
+
+# What takes long, or much
+
+
+def _member(name: str, target: str = "") -> bytes:
+    return header(name, HARDLINK if target else REGULAR, mode=0o644, uid=0, gid=0, linkname=target)
+
+
+def _files(count: int) -> Iterator[bytes]:
+    yield from (_member(f"d/{number}") for number in range(count))
+
+
+def _removals(count: int) -> Iterator[bytes]:
+    yield from (_member(f"d/.wh.{number}") for number in range(count))
+
+
+def _chain(count: int) -> Iterator[bytes]:
+    yield from (_member(str(number), str(number + 1)) for number in range(count))
+    yield _member(str(count))
+
+
+def _circle(count: int) -> Iterator[bytes]:
+    yield from (_member(str(number), str((number + 1) % count)) for number in range(count))
+
+
+@pytest.mark.parametrize("members", [_files, _removals, _chain, _circle])
+def test_ten_times_as_much_takes_no_more_than_ten_times_as_long(members: Callable[[int], Iterator[bytes]]) -> None:
+    """Twice that is allowed for: what is quadratic takes a hundred times as long."""
+
+    def took(count: int) -> float:
+        layer = pack(b"".join(members(count)) + END, "none")
+        start = time.process_time()
+        layer.read()
+        return time.process_time() - start
+
+    assert took(20_000) < 20 * max(0.02, took(2_000))
+
+
+def test_a_layer_may_not_replace_directories_again_and_again() -> None:
+    """Each time, all that is there is looked at."""
+    again = [file("a/x"), symlink("a", "b"), directory("a")]
+    assert "with different types" in table(*again * MAX_REPLACED).problem
+    with pytest.raises(CorruptImage, match="it replaces more than 100 directories, 'a' among them"):
+        table(*again * (MAX_REPLACED + 1))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [file(f"{number}") for number in range(300)],
+        [file(f".wh.{number}") for number in range(300)],
+        [hardlink(f"{number}", "x") for number in range(300)],
+        [file("same") for _ in range(300)],
+        [symlink(f"{number}", "x" * 4000) for number in range(30)],
+        [file(f"{number}/" + "d/" * 1000 + "x") for number in range(1)],
+        [file("x", xattrs={f"user.{number}": b"1" for number in range(300)})],
+        [file("x", xattrs={"user.a": b"1" * 100_000})],
+    ],
+    ids=["files", "removals", "links", "again", "targets", "directories", "attributes", "values"],
+)
+def test_what_is_kept_of_a_layer_has_a_limit(items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
+    table(*items)
+    monkeypatch.setattr(tables, "MAX_KEPT", 100_000)
+    with pytest.raises(CorruptImage, match=r"layer sha256:.*: what it describes takes more than 100,000 bytes of mem"):
+        table(*items)
+
+
+def test_a_problem_is_told_in_few_words() -> None:
+    read = table(*(device("d/" * 500 + str(number)) for number in range(100)))
+    assert read.problem.count("is a device") <= PROBLEMS
+    assert len(read.problem) < PROBLEMS * (MAX_PROBLEM + 2)
+
+
+@pytest.mark.parametrize("rest", [archive(file("b")), bytes(512) + b"x"])
+def test_what_follows_the_end_of_the_archive_makes_a_layer_unfit(rest: bytes) -> None:
+    """Some clients read on behind zero blocks."""
+    data = archive(file("a")) + rest
+    assert "it has more behind its end" in pack(data).read().problem
+    assert "it has more behind its end" in pack(archive(file("a"))[:-512] + rest).read().problem
 
 
 # Costs

@@ -240,10 +240,10 @@ def test_reads_names_that_are_not_utf8() -> None:
     assert read_one(archive(file("caf\udce9"))).name == b"caf\xe9"
 
 
-def test_global_records_count_until_they_are_replaced() -> None:
-    common = tarfile.TarInfo.create_pax_global_header({"mtime": "77"})
+def test_global_records_that_matter_to_no_client_are_passed_by() -> None:
+    common = tarfile.TarInfo.create_pax_global_header({"mtime": "77", "comment": "0a1b"})
     data = common + archive(file("a"), file("b", mtime=5.5))
-    assert [member.mtime for member, _ in read_all(data)] == [77, 5]
+    assert [member.mtime for member, _ in read_all(data)] == [0, 5]
 
 
 @pytest.mark.parametrize("flag", [b"\0", b"7"])
@@ -328,6 +328,8 @@ def test_what_is_no_archive_is_damaged() -> None:
         b"8 path\n\n",
         b"\xff path=a\n",
         b"9" * 5000 + b" a=b\n",
+        b"+9 path=a\n",
+        b"1_0 path=a\n",
     ],
 )
 def test_malformed_pax_records_are_damage(body: bytes) -> None:
@@ -335,7 +337,10 @@ def test_malformed_pax_records_are_damage(body: bytes) -> None:
         read_all(_with_pax(body))
 
 
-@pytest.mark.parametrize("record", [b"size=-1", b"size=x", b"mtime=", b"uid=0x1", b"path=a\0b", b"linkpath=a\0b"])
+@pytest.mark.parametrize(
+    "record",
+    [b"size=-1", b"size=x", b"size=1_0", b"size=", b"mtime=", b"uid=0x1", b"path=a\0b", b"linkpath=a\0b", b"path="],
+)
 def test_pax_values_out_of_range_are_damage(record: bytes) -> None:
     with pytest.raises(CorruptImage):
         read_all(_with_pax(b"%d %b\n" % (len(record) + 4 + (len(record) > 95), record)))
@@ -344,7 +349,10 @@ def test_pax_values_out_of_range_are_damage(record: bytes) -> None:
 @pytest.mark.parametrize(
     ("digits", "says"),
     [
-        (b"-0000000017", "has a size of -15 bytes"),
+        (b"-0000000017", "where a number belongs"),
+        (b"+17", "where a number belongs"),
+        (b"0o17", "where a number belongs"),
+        (b"1_7", "where a number belongs"),
         (b"\xff" * 12, "has a size of -1 bytes"),
         (b"\xc0" + bytes(11), "has a size of [0-9]{20,} bytes"),
         (b"zzzzzzzzzzz", "where a number belongs"),
@@ -370,6 +378,54 @@ def test_an_extended_header_must_be_of_sane_size() -> None:
     huge.info.size = MAX_EXTENDED + 1
     with pytest.raises(CorruptImage, match="too large"):
         read_all(archive(huge, form=tarfile.GNU_FORMAT))
+
+
+def _extended(flag: bytes, body: bytes) -> Item:
+    return item("extended", flag, body)
+
+
+PAX_NAME, PAX_TARGET = _extended(b"x", b"12 path=pax\n"), _extended(b"x", b"16 linkpath=pax\n")
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [_extended(b"L", b"gnu\0"), PAX_NAME, file("a")],
+        [PAX_NAME, _extended(b"L", b"gnu\0"), file("a")],
+        [_extended(b"K", b"gnu\0"), PAX_TARGET, symlink("a", "b")],
+        [PAX_NAME, PAX_NAME, file("a")],
+        [_extended(b"L", b"gnu\0"), _extended(b"L", b"gnu\0"), file("a")],
+        [_extended(b"x", b"9 path=a\n9 path=b\n"), file("a")],
+        *([_extended(b"g", record), file("a")] for record in (b"9 path=b\n", b"9 size=1\n", b"8 uid=1\n")),
+        [_extended(b"g", b"24 SCHILY.xattr.user.a=1\n"), file("a")],
+        [_extended(b"L", b"\0"), directory("a")],
+        [file("a/", b"1")],
+        [file("a"), PAX_NAME],
+    ],
+)
+def test_what_clients_read_in_different_ways_is_refused(items: list[Item]) -> None:
+    with pytest.raises(CorruptImage):
+        read_all(archive(*items, form=tarfile.GNU_FORMAT))
+
+
+def test_an_extended_header_of_an_old_format_is_refused() -> None:
+    data = archive(_extended(b"L", b"name\0"), file("a"), form=tarfile.GNU_FORMAT)
+    with pytest.raises(CorruptImage, match="old by its format"):
+        read_all(_checked(data[:257] + bytes(8) + data[265:BLOCK]) + data[BLOCK:])
+
+
+@pytest.mark.parametrize(("at", "new"), [(263, b"01"), (508, b"tar\0")])
+def test_a_prefix_of_another_format_is_refused(at: int, new: bytes) -> None:
+    data = archive(file(f"{'p' * 140}/{'n' * 90}"), form=tarfile.USTAR_FORMAT)
+    with pytest.raises(CorruptImage, match="of a format that few clients know"):
+        read_all(_checked(data[:at] + new + data[at + len(new) : BLOCK]) + data[BLOCK:])
+
+
+@pytest.mark.parametrize("items", [[file("d/" * 2048 + "a")], [symlink("a", "d/" * 2049)]])
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_name_that_no_system_can_open_is_refused(items: list[Item], form: Form) -> None:
+    with pytest.raises(CorruptImage, match="longer than any path"):
+        read_all(archive(*items, form=form))
 
 
 @patient

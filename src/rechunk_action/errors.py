@@ -6,6 +6,11 @@ not a `RechunkError` is a bug of ours, and only that shows a traceback.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rechunk_action.report.model import Update
+
 
 class RechunkError(Exception):
     """Base of all expected failures. `exit_code` is the process's exit status."""
@@ -62,7 +67,14 @@ class Cancelled(RechunkError):
 
 
 class TooLarge(VerificationFailed):
-    """The update costs users more than the maintainer allows."""
+    """The update costs users more than the maintainer allows: `limit`, in bytes. `update` tells what it would cost; its
+    image was never made.
+    """
+
+    def __init__(self, text: str, update: Update, limit: int) -> None:
+        super().__init__(text)
+        self.update = update
+        self.limit = limit
 
 
 class RegistryError(RechunkError):
@@ -81,3 +93,7 @@ class RegistryUnavailable(RegistryError):
 
 class NotInRegistry(RegistryError):
     """The registry answered that it does not have what was asked for."""
+
+
+class GitHubError(RechunkError):
+    """GitHub could not be talked to, or refused what it was asked. The image is not concerned."""

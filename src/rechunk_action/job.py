@@ -12,8 +12,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from rechunk_action.errors import InputError
 from rechunk_action.oci.compression import Compression
 from rechunk_action.oci.image import Image, Json
 from rechunk_action.oci.layout import LayoutWriter
@@ -23,9 +24,16 @@ from rechunk_action.progress import Progress
 from rechunk_action.publish import RegistryWriter
 from rechunk_action.registry.reference import Reference
 from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template
+from rechunk_action.report.model import Facts
+from rechunk_action.report.words import count, shown
 from rechunk_action.source import Source
 from rechunk_action.source.names import Name
+from rechunk_action.tree.entry import Tree
+from rechunk_action.tree.lint import Finding, lint
 from rechunk_action.tree.release import os_release
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 Writer = LayoutWriter | RegistryWriter
 
@@ -60,10 +68,11 @@ class HhdOptions:
 class BuildOptions:
     """What `build` was asked for.
 
-    `format` is that of engine `delta`; auto: that of the previous image. `repository` is where published images are,
+    `format` is that of engine `delta`; auto: that of the previous image. `strict` allows no finding of `Job.lint`.
+    `repository` is where published images are,
     None: where the output is. `tags` move to the new image. `max_layers` is None where the engine decides,
-    `max_overhead` a share, `max_update_size` bytes (None: no limit), `created` in seconds since 1970 (None: from the
-    source), `now` the time of the build.
+    `max_overhead` a share, `sign_key` None where the image stays unsigned, `max_update_size` bytes (None: no limit),
+    `created` in seconds since 1970 (None: from the source), `now` the time of the build.
     """
 
     source: Name
@@ -80,11 +89,13 @@ class BuildOptions:
     labels: Sequence[str]
     version: Template | str | None
     push: bool
+    sign_key: EllipticCurvePrivateKey | None
     max_update_size: int | None
     config: Path | None
     created: int | None
     now: datetime
     verify: bool
+    strict: bool
     threads: int
     scratch: Path
     hhd: HhdOptions
@@ -92,10 +103,15 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Previous:
-    """The image that the new one updates. `ref` names it by its digest."""
+    """The image that the new one updates, and what is known of it."""
 
-    ref: str
     image: Image
+    facts: Facts
+
+    @property
+    def ref(self) -> str:
+        """Its name, with its digest."""
+        return self.facts.ref
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,26 @@ class Job:
     writer: Writer
     environment: Mapping[str, str]
     progress: Progress
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Those of the built image."""
+        return ((self.config or {}).get("config") or {}).get("Labels") or {}
+
+    def lint(self, tree: Tree, read: Callable[[str], bytes]) -> list[Finding]:
+        """What may keep systems from booting an image of this tree, told to the user. Engines have it looked at before
+        they make any layer. `read` gives a file's content.
+
+        Raises `InputError` where nothing of that kind is allowed.
+        """
+        findings = lint(tree, read, self.labels)
+        texts = [f"{shown(finding.text)} (rule {finding.rule})" for finding in findings]
+        if texts and self.options.strict:
+            broken = f"the image breaks {count(len(texts), 'rule')} for images that boot, which --strict does not allow"
+            raise InputError("\n- ".join([f"{broken}: correct the build, or leave out --strict", *texts]))
+        for text in texts:
+            self.progress.notice(text)
+        return findings
 
     def version(self) -> str | None:
         """The version that the image is to have, if it is free. The source has to have been scanned."""
@@ -138,31 +174,36 @@ class Job:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the new image; the writer has its blob. `comment` says what is in it, for the image's history."""
+    """A layer of the new image; the writer has its blob.
+
+    `comment` says what is in it, for the image's history. `components` are its bytes by what they belong to, and add up
+    to its size; `dead` are those that no client sees any more.
+    """
 
     blob: Blob
     comment: str
     kept: bool
     annotations: Mapping[str, str] = field(default_factory=dict)
+    components: Mapping[str, int] = field(default_factory=dict)
+    dead: int = 0
 
 
 @dataclass(frozen=True)
 class Made:
     """What an engine has made: layers, in order, verified.
 
-    `previous` is None when the image came out fresh, for this `reason`. `version` is the one that it was made for.
-    `dead` counts superseded bytes in kept layers, `components` the compressed bytes of the other layers by what is in
-    them, the largest first, `disk` the bytes that each phase took of the disk at its peak. `labels` are those that the
-    format of the image or the engine wants, `filled` the user's labels whose texts the engine has filled in, by what
-    they were given as (`K=V`).
+    `previous` is None when the image came out fresh, for this `reason`. `version` is the one that it was made for,
+    `packages` are the versions of the source's packages, by name, `findings` those of `Job.lint`. `labels` are those
+    that the format of the image or the engine wants, `filled` the user's labels whose texts the engine has filled in,
+    by what they were given as (`K=V`). `disk` has the bytes that each phase took of the disk at its peak.
     """
 
     layers: Sequence[Layer]
     previous: Previous | None
     reason: str
     version: str | None
-    dead: int
-    components: Mapping[str, int]
+    packages: Mapping[str, str]
+    findings: Sequence[Finding]
     drops: Sequence[Drop] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     filled: Mapping[str, str] = field(default_factory=dict)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from rechunk_action.oci.image import Image, read_layer
+from rechunk_action.oci.image import Image, read_layer, watched
 from rechunk_action.oci.table import Blob, Table
 from rechunk_action.plan.plain import Published
-from rechunk_action.progress import Progress
+from rechunk_action.progress import UNHEARD, Meter, Progress
 from rechunk_action.registry.image import LOST
-from rechunk_action.report.compare import format_size
+from rechunk_action.report.size import format_size
 from rechunk_action.workers import Workers
 
 REQUESTS = 8
@@ -23,10 +23,12 @@ def with_tables(
     threads: int,
     progress: Progress,
     *,
+    meter: Meter = UNHEARD,
     format_: str = "",
     read: Callable[[Image, Blob], Table] | None = None,
 ) -> list[Published]:
-    """Some layers of an image with their tables: stored ones where they are there, else read from the blobs.
+    """Some layers of an image with their tables: stored ones where they are there, else read from the blobs, which
+    `meter` follows.
 
     Layers of a format of its own are read in a way of their own.
     """
@@ -42,5 +44,5 @@ def with_tables(
             f"{len(missing)} of {len(layers)} layers have no table stored with {image.blobs}: reading {size} for them"
         )
     with Workers(threads) as workers:
-        made = workers.map(partial(read or read_layer, image), missing)
+        made = workers.map(partial(read or read_layer, watched(image, missing, meter)), missing)
         return [Published(blob, table or next(made)) for blob, table in zip(layers, stored, strict=True)]

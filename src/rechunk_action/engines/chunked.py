@@ -14,7 +14,16 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from rechunk_action.engines.layering import Adopted, assemble, explain, keep_all, plan_layers, write_all
+from rechunk_action.engines.layering import (
+    Adopted,
+    accounted,
+    assemble,
+    bring,
+    explain,
+    keep_all,
+    plan_layers,
+    write_all,
+)
 from rechunk_action.errors import VerificationFailed
 from rechunk_action.job import Job, Layer, Made
 from rechunk_action.oci.compression import bomb_limit
@@ -36,14 +45,15 @@ from rechunk_action.ostree.chunked import COMMIT_LABEL, last_chunk
 from rechunk_action.ostree.commit import Committed, commit, origin, prepare
 from rechunk_action.ostree.labels import POLICY, labels
 from rechunk_action.plan.plain import Published
-from rechunk_action.progress import Progress
-from rechunk_action.report.compare import bytes_by_component
+from rechunk_action.progress import Advance, Progress
 from rechunk_action.source import Source
 from rechunk_action.stored import with_tables
 from rechunk_action.tree.components import components
 from rechunk_action.tree.entry import Entry, Tree
+from rechunk_action.tree.lint import Finding
+from rechunk_action.tree.packages import installed, read_packages
 from rechunk_action.verify import summary
-from rechunk_action.workers import Workers, result_of
+from rechunk_action.workers import Workers
 
 FIRST = "OSTree commit and directories"
 """What the first layer is called, in history and reports."""
@@ -56,7 +66,7 @@ def chunked(job: Job) -> Iterator[Made]:
     adopted, reason = _adopt(job), job.reason
     with Workers(2) as beside:
         checked = beside.submit(keep_all, adopted, writer)
-        committed, claimed, version = _commit(job)
+        committed, claimed, packages, findings, version = _commit(job)
         tree, owner = committed.tree, _owners(committed, source, claimed)
         # It is the same whatever the plan says, and compressed for long.
         first = beside.submit(
@@ -71,18 +81,25 @@ def chunked(job: Job) -> Iterator[Made]:
             adopted, reason = None, "nothing of the previous image can be kept"
         explain(plan, reason, progress)
         contents = _Contents(source)
-        source.prepare([origin(path, source.tree) for new in plan.new for path in new.paths if tree[path].kind == "f"])
+        wanted = [origin(path, source.tree) for new in plan.new for path in new.paths if tree[path].kind == "f"]
+        bring(source, wanted, progress)
 
-        def write(new: LayerPlan, path: Path, level: int, threads: int) -> Written:
+        def write(new: LayerPlan, path: Path, level: int, threads: int, advance: Advance) -> Written:
             return write_chunk(
-                new, committed, contents, path, compression=options.compression, level=level, threads=threads
+                new,
+                committed,
+                contents,
+                path,
+                compression=options.compression,
+                level=level,
+                threads=threads,
+                advance=advance,
             )
 
         written = write_all(plan, tree, write, job, checked, update=adopted is not None)
-        base = result_of(first)
+        base = first.result()
     chunks, tables = assemble(plan, adopted, written)
     held = adopted.previous.image.digests if adopted else set()
-    layers = [Layer(base.blob, FIRST, kept=base.blob.digest in held), *chunks]
     writer.limit({layer.blob.digest for layer in chunks})
     merged = Replay([base.table, *tables], tree)
     if options.verify:
@@ -92,15 +109,14 @@ def chunked(job: Job) -> Iterator[Made]:
             raise VerificationFailed("the image that was written is not the source. " + summary(found))
     writer.adopt(base.path, base.blob.digest)
     writer.store_table(base.blob, base.table)
-    new = [(layer.blob, table) for layer, table in zip(chunks, tables, strict=True) if not layer.kept]
-    sizes = {layer.comment: layer.blob.size for layer in layers[:1] if not layer.kept} | bytes_by_component(new, owner)
+    first_layer = Layer(base.blob, FIRST, kept=base.blob.digest in held, components={FIRST: base.blob.size})
     yield Made(
-        layers,
+        [first_layer, *accounted(chunks, tables, merged.dead()[1:], owner, adopted)],
         adopted.previous if adopted else None,
         reason,
         version,
-        dead=sum(merged.dead()[1:]),
-        components=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
+        packages,
+        findings,
         drops=plan.drops,
         labels=_labels(committed, chunks[-1].blob, version),
     )
@@ -123,10 +139,16 @@ def _adopt(job: Job) -> Adopted | None:
             f"the label {PLAN_LABEL} of {previous.ref} goes, since it tells nothing of new layers: to go back to "
             "hhd-dev/rechunk takes a fresh plan"
         )
-    with job.progress.phase("previous", f"read {previous.ref}"):
+    with job.progress.phase("previous", f"read {previous.ref}") as meter:
         reader = _ChunkReader(image, notice)
         layers = with_tables(
-            image, image.layers[1 : last + 1], job.options.threads, job.progress, read=reader.read, format_=FORMAT
+            image,
+            image.layers[1 : last + 1],
+            job.options.threads,
+            job.progress,
+            meter=meter,
+            read=reader.read,
+            format_=FORMAT,
         )
     return Adopted(previous, _without_twins(layers), first=1)
 
@@ -173,18 +195,20 @@ class _ChunkReader:
             return self._paths
 
 
-def _commit(job: Job) -> tuple[Committed, Mapping[str, str], str | None]:
-    """The OSTree commit of the source, the component of each path of the source that has one, and the version that the
-    commit tells.
+def _commit(job: Job) -> tuple[Committed, Mapping[str, str], Mapping[str, str], list[Finding], str | None]:
+    """The OSTree commit of the source, the component of each path of the source that has one, the versions of its
+    packages, what may keep it from booting, and the version that the commit tells.
     """
     options, source, progress = job.options, job.source, job.progress
-    with progress.phase("scan", f"read {options.source}"):
-        source.scan(None)
-        claimed = components(source.tree, source.read)
+    with progress.phase("scan", f"read {options.source}") as meter:
+        source.scan(None, meter)
+        packages = read_packages(source.tree, source.read)
+        claimed = components(source.tree, packages)
         tree, notices = prepare(source.tree)
         check_tree(tree)
     for notice in notices:
         progress.notice(notice)
+    findings = job.lint(tree, lambda path: source.read(origin(path, source.tree)))
     version = job.writer.settle(job.version())
     with progress.phase("commit", "make the OSTree commit", sum(entry.size for entry in tree.values())) as advance:
         labelled = labels(source, tree, job.writer.scratch)
@@ -193,7 +217,7 @@ def _commit(job: Job) -> tuple[Committed, Mapping[str, str], str | None]:
         committed = commit(
             source, tree, labelled, version=version, created=job.created(), threads=options.threads, advance=advance
         )
-    return committed, claimed, version
+    return committed, claimed, installed(packages), findings, version
 
 
 def _owners(committed: Committed, source: Source, claimed: Mapping[str, str]) -> Mapping[str, str]:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -23,13 +22,15 @@ from rechunk_action.engines.container import Containers, Step
 from rechunk_action.errors import EngineFailed, EnvironmentLack, InputError, VerificationFailed
 from rechunk_action.job import HhdOptions, Job, Layer, Made, Previous
 from rechunk_action.oci.config import history_comment, layer_name
-from rechunk_action.oci.image import Image, host_architecture
+from rechunk_action.oci.image import Image, host_architecture, watched
 from rechunk_action.oci.stage import blob_path
 from rechunk_action.ostree.chunked import read_chunked
-from rechunk_action.progress import Advance, Progress
+from rechunk_action.progress import Meter, Progress
+from rechunk_action.source import Source
 from rechunk_action.source.directory import DirectorySource
 from rechunk_action.source.unpack import unpack
 from rechunk_action.tree.entry import Tree
+from rechunk_action.tree.packages import installed, read_packages
 from rechunk_action.tree.scan import Hasher
 from rechunk_action.verify import summary, tree_differences
 from rechunk_action.workspace import Workspace, workspace
@@ -68,8 +69,8 @@ def hhd(job: Job) -> Iterator[Made]:
     """Have the rechunker make the image, check it, and hand its layers on."""
     options, given, progress = job.options, job.options.hhd, job.progress
     previous, reason = _usable(job)
-    with progress.phase("scan", f"read {options.source}"):
-        job.source.scan(None)
+    with progress.phase("scan", f"read {options.source}") as meter:
+        job.source.scan(None, meter)
     for notice in rechunker.check_tree(job.source.tree):
         progress.notice(notice)
     if reason:
@@ -93,18 +94,21 @@ def hhd(job: Job) -> Iterator[Made]:
         )
         run(rechunker.prune(image, tree))
         run(rechunker.commit(image, tree, repository))
-        with run.phase("check", "check what was pruned") as advance:
-            pruned = _scan(tree, job, advance)
+        with run.phase("check", "check what was pruned") as meter:
+            source = _scan(tree, job, meter)
+            pruned = source.tree
             for notice in rechunker.check_pruned(job.source.tree, pruned):
                 progress.notice(notice)
+        findings = job.lint(pruned, source.read)
         if copied:
             shutil.rmtree(tree)
         manifest = rechunker.previous_manifest(previous.image, version) if previous else None
         rechunker.supply(results, manifest, given.meta)
         run(chunk)
         made = rechunker.read_results(results)
-        with run.phase("verify", "compare the image with what was pruned"):
-            _verify(made.image, pruned, threads=options.threads, compare=options.verify)
+        with run.phase("verify", "compare the image with what was pruned") as meter:
+            read = watched(made.image, made.image.layers, meter)
+            _verify(read, pruned, threads=options.threads, compare=options.verify)
         layers = _layers(made, previous, job)
         filled, own = rechunker.filled(options.labels, made.image)
         yield Made(
@@ -112,8 +116,8 @@ def hhd(job: Job) -> Iterator[Made]:
             previous,
             reason,
             version,
-            dead=0,
-            components=_components(made.image, layers),
+            installed(read_packages(job.source.tree, job.source.read)),
+            findings,
             labels=own,
             filled=filled,
             changelog=made.changelog or None,
@@ -147,10 +151,10 @@ class _Runs:
             self._containers.run(step, say=self._progress.output, watch=lambda: self._look(step.name))
 
     @contextmanager
-    def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Advance]:
-        with self._progress.phase(name, title, total) as advance:
+    def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Meter]:
+        with self._progress.phase(name, title, total) as meter:
             try:
-                yield advance
+                yield meter
             except (EngineFailed, OSError):
                 self._space.check()  # which tells more of missing room than the one who has met with it
                 raise
@@ -221,12 +225,12 @@ def _writable(job: Job, space: Workspace, run: _Runs) -> tuple[Path, bool]:
     return directory, True
 
 
-def _scan(directory: Path, job: Job, advance: Advance) -> Tree:
-    with Hasher(job.options.threads, advance) as hasher:
+def _scan(directory: Path, job: Job, meter: Meter) -> Source:
+    with Hasher(job.options.threads, meter) as hasher:
         source = DirectorySource(str(directory), drop_bad_xattrs=True)
-        source.scan(hasher)
+        source.scan(hasher, meter)
         hasher.finish()
-    return source.tree
+    return source
 
 
 def _verify(image: Image, pruned: Tree, *, threads: int, compare: bool) -> None:
@@ -248,15 +252,13 @@ def _layers(made: rechunker.Results, previous: Previous | None, job: Job) -> lis
     for digest in made.image.digests:
         job.writer.adopt(blob_path(made.layout, digest), digest)
     return [
-        Layer(blob, history_comment(made.image, index), blob.digest in held, notes[index])
+        Layer(
+            blob,
+            history_comment(made.image, index),
+            blob.digest in held,
+            notes[index],
+            # By the packages that share it: what of a layer is whose, the rechunker does not tell.
+            {layer_name(made.image, index) or blob.digest: blob.size},
+        )
         for index, blob in enumerate(made.image.layers)
     ]
-
-
-def _components(image: Image, layers: Sequence[Layer]) -> dict[str, int]:
-    """Bytes of new layers by the packages that share them: which of these changed, the rechunker does not tell."""
-    found: Counter[str] = Counter()
-    for index, layer in enumerate(layers):
-        if not layer.kept:
-            found[layer_name(image, index)] += layer.blob.size
-    return dict(found.most_common())

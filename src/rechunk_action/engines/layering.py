@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,12 +13,17 @@ from rechunk_action.oci.layer import LayerPlan, Written
 from rechunk_action.oci.table import Table
 from rechunk_action.plan.compaction import Drop
 from rechunk_action.plan.plain import Plan, Published, plan_fresh, plan_update
-from rechunk_action.progress import Progress
+from rechunk_action.progress import Advance, Progress
+from rechunk_action.record import bytes_by_component
+from rechunk_action.source import Source
 from rechunk_action.tree.entry import Tree
-from rechunk_action.workers import Workers, result_of
+from rechunk_action.workers import Task, Workers
 
 MAX_LAYERS = 120
 """Layers that an image may have where nobody says otherwise: container engines take 127."""
+
+MAX_OVERHEAD = 5
+"""Superseded bytes that kept layers may hold where nobody says otherwise, in percent of the live ones."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,11 @@ class Adopted:
 
 
 def keep_all(adopted: Adopted | None, writer: Writer) -> None:
-    """Take over every layer of the previous image, checked. Those that the plan drops go again."""
+    """Take over every layer of the previous image that can be kept, checked. Those that the plan drops go again."""
     if adopted:
         for layer in adopted.layers:
-            writer.keep(adopted.previous.image, layer.blob, layer.table)
+            if not layer.table.problem:
+                writer.keep(adopted.previous.image, layer.blob, layer.table)
 
 
 def plan_layers(
@@ -73,11 +79,20 @@ def explain(plan: Plan, reason: str, progress: Progress) -> None:
         progress.detail(f"new layer: {new.name} ({len(new.paths):,} files, {len(new.whiteouts):,} removals)")
 
 
-Write = Callable[[LayerPlan, Path, int, int], Written]
-"""Writes a layer into a file, at a compression level and with so many threads."""
+def bring(source: Source, paths: Collection[str], progress: Progress) -> None:
+    """Bring the contents of new layers within reach. That takes time where they are in an archive."""
+    if source.directory or not paths:
+        source.prepare(paths)
+        return
+    with progress.phase("prepare", "unpack files for new layers") as meter:
+        source.prepare(paths, meter)
 
 
-def write_all(plan: Plan, tree: Tree, write: Write, job: Job, checked: Future[None], *, update: bool) -> list[Written]:
+Write = Callable[[LayerPlan, Path, int, int, Advance], Written]
+"""Writes a layer into a file, at a compression level and with so many threads, and tells of bytes of the archive."""
+
+
+def write_all(plan: Plan, tree: Tree, write: Write, job: Job, checked: Task[None], *, update: bool) -> list[Written]:
     """Write the new layers side by side, the largest first, so that no thread is left with one at the end.
 
     `checked` is done once the layers that are kept have been looked at.
@@ -90,16 +105,16 @@ def write_all(plan: Plan, tree: Tree, write: Write, job: Job, checked: Future[No
 
         def write_one(number: int) -> Written:
             threads = options.threads if sizes[number] * options.threads > sum(sizes) else 1
-            written = write(new[number], writer.scratch / f"layer-{number}", level, threads)
+            written = write(new[number], writer.scratch / f"layer-{number}", level, threads, advance)
             writer.adopt(written.path, written.blob.digest)
             writer.store_table(written.blob, written.table)
-            advance(sizes[number])
             return written
 
         order = sorted(range(len(new)), key=lambda number: -sizes[number])
         with Workers(options.threads) as workers:
             finished = dict(zip(order, workers.map(write_one, order), strict=True))
-        result_of(checked)
+    with nullcontext() if checked.done() else job.progress.phase("keep", "take over kept layers"):
+        checked.result()
     return [finished[number] for number in range(len(new))]
 
 
@@ -119,3 +134,25 @@ def assemble(plan: Plan, adopted: Adopted | None, written: Sequence[Written]) ->
             layers.append(Layer(result.blob, new.name, kept=False))
             tables.append(result.table)
     return layers, tables
+
+
+def accounted(
+    layers: Sequence[Layer],
+    tables: Sequence[Table],
+    dead: Sequence[int],
+    owner: Mapping[str, str],
+    adopted: Adopted | None,
+) -> list[Layer]:
+    """The layers with what is in them, by component, and what of it is superseded.
+
+    What was known of a kept layer when it was new stays: packages that are gone by now have no owner to ask.
+    """
+    known = {layer.digest: layer.components for layer in adopted.previous.facts.layers} if adopted else {}
+    return [
+        replace(
+            layer,
+            components=known.get(layer.blob.digest) or bytes_by_component(layer.blob, table, owner),
+            dead=lost,
+        )
+        for layer, table, lost in zip(layers, tables, dead, strict=True)
+    ]

@@ -6,14 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rechunk_action.engines.layering import Adopted, assemble, explain, keep_all, plan_layers, write_all
+from rechunk_action.engines.layering import (
+    Adopted,
+    accounted,
+    assemble,
+    bring,
+    explain,
+    keep_all,
+    plan_layers,
+    write_all,
+)
 from rechunk_action.errors import VerificationFailed
 from rechunk_action.job import Job, Made
 from rechunk_action.oci.layer import LayerPlan, Written, write_layer
 from rechunk_action.oci.merge import Replay
-from rechunk_action.report.compare import bytes_by_component
+from rechunk_action.progress import Advance
 from rechunk_action.stored import with_tables
 from rechunk_action.tree.components import components
+from rechunk_action.tree.packages import installed, read_packages
 from rechunk_action.tree.scan import Hasher
 from rechunk_action.verify import differences, summary
 from rechunk_action.workers import Workers
@@ -28,20 +38,22 @@ def plain(job: Job) -> Iterator[Made]:
         # Checking the previous blobs takes a processor that the walk leaves idle.
         checked = beside.submit(keep_all, adopted, writer)
         with (
-            progress.phase("scan", f"read {options.source}") as advance,
-            Hasher(options.threads, advance) as hasher,
+            progress.phase("scan", f"read {options.source}") as meter,
+            Hasher(options.threads, meter) as hasher,
         ):
-            source.scan(hasher if adopted else None)
-            owner = components(source.tree, source.read)
+            source.scan(hasher if adopted else None, meter)
+            packages = read_packages(source.tree, source.read)
+            owner = components(source.tree, packages)
             hasher.finish()
+        findings = job.lint(source.tree, source.read)
         with progress.phase("plan", "plan layers"):
             plan = plan_layers(source.tree, owner, adopted, options)
         if adopted and not plan.kept:
             adopted, reason = None, "nothing of the previous image can be kept"
         explain(plan, reason, progress)
-        source.prepare([path for new in plan.new for path in new.paths if source.tree[path].kind == "f"])
+        bring(source, [path for new in plan.new for path in new.paths if source.tree[path].kind == "f"], progress)
 
-        def write(new: LayerPlan, path: Path, level: int, threads: int) -> Written:
+        def write(new: LayerPlan, path: Path, level: int, threads: int, advance: Advance) -> Written:
             return write_layer(
                 new,
                 source.tree,
@@ -51,6 +63,7 @@ def plain(job: Job) -> Iterator[Made]:
                 level=level,
                 threads=threads,
                 newest=options.created,
+                advance=advance,
             )
 
         written = write_all(plan, source.tree, write, job, checked, update=adopted is not None)
@@ -62,14 +75,13 @@ def plain(job: Job) -> Iterator[Made]:
             found = differences(merged)
         if found:
             raise VerificationFailed("the image that was written is not the source. " + summary(found))
-    new = [(layer.blob, table) for layer, table in zip(layers, tables, strict=True) if not layer.kept]
     yield Made(
-        layers,
+        accounted(layers, tables, merged.dead(), owner, adopted),
         adopted.previous if adopted else None,
         reason,
         job.version(),
-        dead=sum(merged.dead()),
-        components=bytes_by_component(new, owner),
+        installed(packages),
+        findings,
         drops=plan.drops,
     )
 
@@ -78,6 +90,6 @@ def _adopt(job: Job) -> Adopted | None:
     previous = job.previous
     if previous is None:
         return None
-    with job.progress.phase("previous", f"read {previous.ref}"):
-        layers = with_tables(previous.image, previous.image.layers, job.options.threads, job.progress)
+    with job.progress.phase("previous", f"read {previous.ref}") as meter:
+        layers = with_tables(previous.image, previous.image.layers, job.options.threads, job.progress, meter=meter)
     return Adopted(previous, layers)

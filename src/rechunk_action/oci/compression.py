@@ -104,6 +104,7 @@ class Reader:
         self._buffer = memoryview(b"")
         self._at = 0
         self._filled = 0
+        self._more = False
         self.pieces: list[tuple[int, int]] = [(0, 0)]
 
     def read(self, n: int) -> bytes:
@@ -130,9 +131,9 @@ class Reader:
             pass
 
     def finish(self) -> None:
-        """Decompress what is left, so that the diff ID covers the whole archive."""
-        while self._fill():
-            pass
+        """Decompress what is left behind the archive, so that the diff ID covers it."""
+        for piece in self.chunks(1 << 63):
+            self._more = self._more or bytes(piece).count(0) < len(piece)
 
     def drain(self) -> None:
         """Read what is left of the blob, so that its digest covers all of it."""
@@ -161,7 +162,7 @@ class Reader:
     @property
     def problem(self) -> str:
         """Why clients would read another archive, as far as it is read; `""` when they would not."""
-        return self._data.problem
+        return self._data.problem or ("it has more behind its end, which some clients read" if self._more else "")
 
     def _fill(self) -> bool:
         data = self._data.read(PIECE)
@@ -169,7 +170,11 @@ class Reader:
             return False
         self._hash.update(data)
         self._filled += len(data)
-        self.pieces.append((self._filled, self._raw.position))
+        mark = (self._filled, self._raw.position)
+        if len(self.pieces) > 1 and self._filled - self.pieces[-2][0] <= INPUT_PIECE:
+            self.pieces[-1] = mark  # a blob of tiny members or frames would have a mark for each
+        else:
+            self.pieces.append(mark)
         if self._limit is not None and self._filled > self._limit:
             raise Bomb(
                 f"it expands to more than {self._limit:,} bytes, which no layer of its size should; "
@@ -177,6 +182,17 @@ class Reader:
             )
         self._buffer, self._at = memoryview(data), 0
         return True
+
+
+def expanded(data: bytes, limit: int) -> bytes:
+    """A zstd frame in memory, such as a program of ours has stored, decompressed.
+
+    Raises `ZstdError` when it is damaged, does not tell its size, or tells one of more than `limit` bytes.
+    """
+    # What is told is all that the library believes: a limit of its own counts only where nothing is told.
+    if not 0 <= zstandard.frame_content_size(data) <= limit:
+        raise zstandard.ZstdError("not of a size that is right")
+    return zstandard.ZstdDecompressor().decompress(data)
 
 
 def bomb_limit(size: int) -> int:

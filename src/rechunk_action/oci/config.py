@@ -32,6 +32,9 @@ STALE_LABELS = (*FORMAT_LABELS, "ostree.linux", PLAN_LABEL)
 """What the tool that made a base image said of its layers and its kernel: true of the built image no more, and a wrong
 kernel there has kept machines from booting."""
 
+ENGINE_LABEL = "rechunk.engine"
+"""Which of our engines made an image's layers."""
+
 VERSION_LABEL = "org.opencontainers.image.version"
 CREATED_LABEL = "org.opencontainers.image.created"
 DESCRIPTION_LABEL = "org.opencontainers.image.description"
@@ -87,17 +90,26 @@ def history_comment(image: Image, layer: int) -> str:
     entries = [entry for entry in image.config.get("history") or [] if not entry.get("empty_layer")]
     if len(entries) != len(image.layers):
         return ""
-    return str(entries[layer].get("comment") or entries[layer].get("created_by") or "")
+    comment, command = (str(entries[layer].get(key) or "") for key in ("comment", "created_by"))
+    return command if command and comment.startswith(_NOT_OF_LAYERS) else comment or command
+
+
+_NOT_OF_LAYERS = ("FROM ", "buildkit.")
+"""Comments in which builders tell of themselves: what the build began with (buildah), and that it was BuildKit."""
 
 
 def layer_name(image: Image, layer: int) -> str:
-    """What is in a layer, for people: packages, where an image names them (OSTree-chunked ones do), else what its
-    history says.
+    """What is in a layer, for people, as `name_of` has it."""
+    return name_of(image.manifest["layers"][layer].get("annotations") or {}, history_comment(image, layer))
+
+
+def name_of(annotations: Mapping[str, str], comment: str) -> str:
+    """What is in a layer, for people: packages, where its annotations name them (OSTree-chunked images do that), else
+    what the image's history says.
     """
-    notes = image.manifest["layers"][layer].get("annotations") or {}
-    names = [name for name in notes.get("ostree.components", "").split(",") if name]
+    names = [name for name in annotations.get("ostree.components", "").split(",") if name]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more or history_comment(image, layer)
+    return ", ".join(names[:_NAMED]) + more or comment
 
 
 _NAMED = 3
@@ -113,7 +125,7 @@ def image_config(
 ) -> Json:
     """The new image's config. `history` describes each layer, `created` is in seconds since 1970."""
     source = source or {}
-    when = _timestamp(created)
+    when = timestamp(created)
     run: dict[str, Any] = {key: value for key, value in (source.get("config") or {}).items() if key in _RUN_KEYS}
     run["Labels"] = dict(sorted(labels.items()))
     platform = {key: source[key] for key in _PLATFORM_KEYS if source.get(key)}
@@ -174,7 +186,7 @@ def image_labels(
         key: value for key, value in inherited.items() if key not in STALE_LABELS and not key.startswith("rechunk.")
     }
     labels["containers.bootc"] = labels.get("containers.bootc", "1")
-    labels[CREATED_LABEL] = _timestamp(created)
+    labels[CREATED_LABEL] = timestamp(created)
     for key, value in map(label_change, changes):
         if value is None:
             labels.pop(key, None)
@@ -182,7 +194,7 @@ def image_labels(
             labels[key] = value
     if version:
         labels[VERSION_LABEL] = version
-    labels |= {"rechunk.version": __version__, "rechunk.chunks": str(chunks), "rechunk.engine": engine, **own}
+    labels |= {"rechunk.version": __version__, "rechunk.chunks": str(chunks), ENGINE_LABEL: engine, **own}
     if prev_ref:
         labels["rechunk.prev-ref"] = prev_ref
     return labels
@@ -203,6 +215,6 @@ def label_change(text: str) -> tuple[str, str | None]:
     raise InputError(f"label {text!r} is neither KEY=VALUE nor KEY- (which removes it)")
 
 
-def _timestamp(seconds: int) -> str:
-    """As RFC 3339 has it, in any year: strftime gives the year 1, Go's zero time, one digit."""
+def timestamp(seconds: int) -> str:
+    """Seconds since 1970 as RFC 3339 has them, in any year: strftime gives the year 1, Go's zero time, one digit."""
     return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat() + "Z"

@@ -7,21 +7,21 @@ have. Where the blobs are is a matter of `Blobs`: an image layout on disk, an ar
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NotRequired, Protocol, TypedDict
+from typing import Annotated, Any, BinaryIO, NotRequired, Protocol, TypedDict, cast
 
 import msgspec
 
 from rechunk_action.errors import CorruptImage, InputError
 from rechunk_action.oci.compression import bomb_limit
 from rechunk_action.oci.table import Blob, Table, read_table
+from rechunk_action.progress import UNHEARD, Advance, Meter
 from rechunk_action.workers import Workers
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -33,7 +33,16 @@ INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 MAX_JSON = 4 << 20
 """Bytes that clients read of a manifest or config (containers/image, iolimits.go)."""
 
+NESTED = 8
+"""Indexes in each other that are followed: more than anybody has use for."""
+
+MAX_RECORD = 4 << 20
+"""Bytes that a stored record may have: far more than thousands of packages in hundreds of layers take."""
+
 Json = dict[str, Any]
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""Bytes, as a document states them (image-spec, descriptor.md: int64)."""
 
 
 class Blobs(Protocol):
@@ -47,12 +56,24 @@ class Blobs(Protocol):
         """A layer's blob as a file to read once. Its size is checked, its digest is for the reader to check."""
         ...
 
-    def fetch(self, blob: Blob, target: Path) -> None:
-        """Put a layer's blob, checked, where no file is yet or the same blob already is."""
+    def fetch(self, blob: Blob, target: Path, advance: Advance = UNHEARD) -> None:
+        """Put a layer's blob, checked, where no file is yet or the same blob already is. `advance` is told of the bytes
+        of one that is on its way for long.
+        """
+        ...
+
+    def has_table(self, blob: Blob) -> bool:
+        """Whether a table is stored for a layer, as far as can be told without asking for it."""
         ...
 
     def table(self, blob: Blob, format_: str = "") -> Table | None:
         """The stored table of a layer, None where there is none of this format that can be read."""
+        ...
+
+    def record(self, digest: str) -> bytes | None:
+        """The stored record of that digest, None where there is none that can be read. What it holds is not checked; it
+        is `MAX_RECORD` bytes and one more at the most.
+        """
         ...
 
 
@@ -84,6 +105,12 @@ class Image:
         return self.blobs.open(blob)
 
 
+def watched(image: Image, layers: Collection[Blob], meter: Meter) -> Image:
+    """The image, of which these layers are about to be opened: `meter` expects them, and is told as they are read."""
+    meter.expect(sum(blob.size for blob in layers))
+    return replace(image, blobs=_Watched(image.blobs, meter))
+
+
 def read_layer(image: Image, blob: Blob) -> Table:
     """A layer's table, from its blob. Raises `CorruptImage` when the blob is not what the image says."""
     with image.open(blob) as file:
@@ -101,7 +128,9 @@ def load_image(blobs: Blobs, descriptor: Json, architecture: str) -> Image:
 
     Raises `InputError` when there is none, `CorruptImage` when what is there is damaged.
     """
-    while descriptor.get("mediaType") in INDEXES:
+    for _ in range(NESTED):
+        if descriptor.get("mediaType") not in INDEXES:
+            break
         descriptor = _for_machine(_document(blobs, descriptor, Index), blobs, architecture)
     if descriptor.get("mediaType") not in MANIFESTS:
         raise InputError(f"{blobs}: {descriptor.get('mediaType')!r} is not the media type of an image")
@@ -123,11 +152,11 @@ def load_image(blobs: Blobs, descriptor: Json, architecture: str) -> Image:
 def parse(data: bytes, name: str, shape: type) -> Json:
     """A document of which at least what `shape` names is as it should be."""
     try:
-        document: Json = json.loads(data)
+        document: Json = msgspec.json.decode(data)  # which, as clients do, takes no text that is not Unicode
         msgspec.convert(document, shape)
     except msgspec.ValidationError as error:
         raise CorruptImage(f"{name} is malformed ({error}); build the image again") from None
-    except (ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise CorruptImage(f"{name} is no JSON ({error}); copy the image again") from None
     return document
 
@@ -153,11 +182,45 @@ def host_architecture() -> str:
     return _ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
+class _Watched:
+    """Blobs, and who is told of the bytes that are read of them."""
+
+    def __init__(self, blobs: Blobs, advance: Advance) -> None:
+        self._blobs = blobs
+        self._advance = advance
+        self.document = blobs.document
+        self.fetch = blobs.fetch
+        self.has_table = blobs.has_table
+        self.table = blobs.table
+        self.record = blobs.record
+
+    def __str__(self) -> str:
+        return str(self._blobs)
+
+    @contextmanager
+    def open(self, blob: Blob) -> Iterator[BinaryIO]:
+        with self._blobs.open(blob) as file:
+            yield cast("BinaryIO", _Watching(file, self._advance))  # which is only read
+
+
+class _Watching:
+    """A file that tells of what is read of it."""
+
+    def __init__(self, file: BinaryIO, advance: Advance) -> None:
+        self._file = file
+        self._advance = advance
+
+    def read(self, n: int = -1) -> bytes:
+        data = self._file.read(n)
+        self._advance(len(data))
+        return data
+
+
 class Descriptor(TypedDict):
     """What is read of a descriptor."""
 
     digest: str
-    size: int
+    size: Size
     mediaType: NotRequired[str]
     annotations: NotRequired[dict[str, str] | None]
     platform: NotRequired[dict[str, Any] | None]
@@ -184,7 +247,7 @@ class _Run(TypedDict, total=False):
 
 class _Layer(TypedDict):
     digest: str
-    size: int
+    size: Size
     mediaType: str
     annotations: NotRequired[dict[str, str] | None]
 
@@ -212,7 +275,9 @@ def _for_machine(index: Json, blobs: Blobs, architecture: str) -> Json:
         str((entry.get("platform") or {}).get("architecture")): entry for entry in index.get("manifests") or []
     }
     if architecture not in offered:
-        raise InputError(f"{blobs} has no image for {architecture}, only for {', '.join(sorted(offered)) or 'nothing'}")
+        raise InputError(
+            f"{blobs} has no image for {architecture}, only for {', '.join(map(repr, sorted(offered))) or 'nothing'}"
+        )
     return offered[architecture]
 
 

@@ -20,6 +20,7 @@ from rechunk_action.errors import InputError
 from rechunk_action.oci import tar
 from rechunk_action.oci.compression import Compression, Compressor
 from rechunk_action.oci.table import WHITEOUT, Blob, Table, read_table
+from rechunk_action.progress import UNHEARD, Advance
 from rechunk_action.tree.entry import Entry, Tree, new_digest
 
 GATHER = 1 << 19
@@ -52,7 +53,8 @@ class LayerPlan:
 
     def archive_size(self, tree: Tree) -> int:
         """Bytes of the archive, to within its extended headers."""
-        content = sum(entry.size + tar.BLOCK for path in self.paths if (entry := tree[path]).kind == "f")
+        files = (entry for path in self.paths if (entry := tree[path]).kind == "f" and entry.group in ("", path))
+        content = sum(entry.size + -entry.size % tar.BLOCK for entry in files)
         return content + tar.BLOCK * (len(self.directories) + len(self.paths) + len(self.whiteouts) + 2)
 
 
@@ -75,8 +77,9 @@ def write_layer(
     level: int,
     threads: int,
     newest: int | None,
+    advance: Advance = UNHEARD,
 ) -> Written:
-    """Write one layer to `path` and read it back.
+    """Write one layer to `path` and read it back. `advance` is told of bytes of the archive as they are compressed.
 
     Files of `tree` that have a digest are checked against it twice, while they are read and in the written blob. Those
     that have none get theirs as they are read, so that each file is read once.
@@ -84,16 +87,24 @@ def write_layer(
     `newest` clamps the files' mtimes (seconds since 1970). Raises `InputError` when a file changes while it is read.
     """
     known = None if all(entry.digest for path in plan.paths if (entry := tree[path]).kind == "f") else tree
-    blob = compress(_archive(plan, tree, contents, newest), path, compression, level, threads)
+    blob = compress(_archive(plan, tree, contents, newest), path, compression, level, threads, advance=advance)
     with path.open("rb") as written:
         table = read_table(written, blob, limit=None, known=known)
     return Written(replace(blob, diff_id=table.diff_id), table, path)
 
 
-def compress(archive: Iterable[bytes], path: Path, compression: Compression, level: int, threads: int) -> Blob:
+def compress(
+    archive: Iterable[bytes],
+    path: Path,
+    compression: Compression,
+    level: int,
+    threads: int,
+    *,
+    advance: Advance = UNHEARD,
+) -> Blob:
     """Write the pieces of an archive to a new file, compressed. The blob's diff ID is left open."""
     with path.open("xb") as file:
-        out = _Output(file, compression.compressor(level, threads))
+        out = _Output(file, compression.compressor(level, threads), advance)
         for piece in archive:
             out.write(piece)
         digest, size = out.close()
@@ -127,9 +138,10 @@ def header(name: str, typeflag: bytes, entry: Entry, *, mtime: int = 0, size: in
 class _Output:
     """Compresses into a file, with the blob's digest and size."""
 
-    def __init__(self, file: BinaryIO, compressor: Compressor) -> None:
+    def __init__(self, file: BinaryIO, compressor: Compressor, advance: Advance) -> None:
         self._file = file
         self._compressor = compressor
+        self._advance = advance
         self._hash = hashlib.sha256()
         self._size = 0
         self._gathered: list[bytes] = []
@@ -143,7 +155,7 @@ class _Output:
 
     def close(self) -> tuple[str, int]:
         self._compress()
-        self._store(self._compressor.compress(b"".join(self._gathered)))
+        self._add(b"".join(self._gathered))
         self._store(self._compressor.flush())
         return "sha256:" + self._hash.hexdigest(), self._size
 
@@ -153,7 +165,11 @@ class _Output:
         whole = len(data) - len(data) % GATHER
         self._gathered, self._waiting = [data[whole:]], len(data) - whole
         for at in range(0, whole, GATHER):
-            self._store(self._compressor.compress(memoryview(data)[at : at + GATHER]))
+            self._add(memoryview(data)[at : at + GATHER])
+
+    def _add(self, data: bytes | memoryview) -> None:
+        self._store(self._compressor.compress(data))
+        self._advance(len(data))
 
     def _store(self, data: bytes) -> None:
         self._hash.update(data)

@@ -3,8 +3,9 @@
 Blobs are made in a directory beside the layout; a new layout appears by one rename, an image in an existing one by
 replacing `index.json` last. Interrupted anywhere, what was there before is still there, whole.
 
-The tables of an image's layers are kept in the layout too (`rechunk-tables/`, outside the index, so that the layout
-still holds just its images for other tools). They only save reading the layers: a missing or damaged one is made anew.
+The tables of an image's layers and its record are kept in the layout too (`rechunk-tables/`, `rechunk-records/`,
+outside the index, so that the layout still holds just its images for other tools). Tables only save reading the layers:
+a missing or damaged one is made anew. A record that is gone is gone.
 """
 
 from __future__ import annotations
@@ -20,10 +21,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rechunk_action.errors import CorruptImage, InputError
-from rechunk_action.oci.image import INDEX, MAX_JSON, Image, Index, Json, host_architecture, load_image, parse
-from rechunk_action.oci.stage import BLOBS, TABLES, Stage, blob_path, table_path
+from rechunk_action.oci.image import (
+    INDEX,
+    MAX_JSON,
+    MAX_RECORD,
+    Image,
+    Index,
+    Json,
+    digest_of,
+    host_architecture,
+    load_image,
+    parse,
+)
+from rechunk_action.oci.stage import BLOBS, RECORDS, TABLES, Stage, blob_path, record_path, table_path
 from rechunk_action.oci.table import Blob, Table, decode_table
-from rechunk_action.progress import Advance
+from rechunk_action.progress import UNHEARD, Advance, Meter
 from rechunk_action.tree.scan import unreadable
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -53,11 +65,12 @@ class LayoutBlobs:
                 )
             yield file
 
-    def fetch(self, blob: Blob, target: Path) -> None:
+    def fetch(self, blob: Blob, target: Path, advance: Advance = UNHEARD) -> None:
         """A hard link where that can be, else a copy.
 
         Its digest is checked, unless it was when its table was stored and the blob has not been written to since.
         """
+        del advance
         source = blob_path(self.layout, blob.digest).resolve()
         with self.open(blob):
             pass
@@ -77,9 +90,19 @@ class LayoutBlobs:
                     "copy the image again"
                 )
 
+    def has_table(self, blob: Blob) -> bool:
+        return table_path(self.layout, blob.digest).exists()
+
     def table(self, blob: Blob, format_: str = "") -> Table | None:
         try:
             return decode_table(table_path(self.layout, blob.digest).read_bytes(), blob, format_)
+        except OSError:
+            return None
+
+    def record(self, digest: str) -> bytes | None:
+        try:
+            with record_path(self.layout, digest).open("rb") as file:
+                return file.read(MAX_RECORD + 1)
         except OSError:
             return None
 
@@ -91,6 +114,12 @@ def read_image(layout: Path, tag: str | None, *, architecture: str | None = None
     """
     descriptor = choose(_index(layout), f"oci:{layout}", tag)
     return load_image(LayoutBlobs(layout), descriptor, architecture or host_architecture())
+
+
+def layout_tags(layout: Path) -> list[str]:
+    """The tags of the images in a layout. Raises as `read_image` does."""
+    entries: list[Json] = _index(layout).get("manifests") or []
+    return [tag for entry in entries if (tag := (entry.get("annotations") or {}).get(REF_NAME))]
 
 
 def choose(index: Json, name: str, tag: str | None) -> Json:
@@ -139,9 +168,12 @@ class LayoutWriter(Stage):
         """The version that the image gets: a layout's tag need not be one, so it is the one that was asked for."""
         return version
 
-    def upload(self, layers: Sequence[Blob], advance: Advance) -> Mapping[str, str]:
-        """The labels by which the image finds its tables: none, as a layout has each beside its layer. All is here."""
-        del layers, advance
+    def upload(self, layers: Sequence[Blob], record: bytes, meter: Meter) -> Mapping[str, str]:
+        """Store the image's record; all else is here. Returns the labels by which the image finds its tables: none, as
+        a layout has each beside its layer.
+        """
+        del layers, meter
+        record_path(self._stage, digest_of(record)).write_bytes(record)
         return {}
 
     def commit(self, manifest: Json, version: str | None) -> str:
@@ -157,7 +189,7 @@ class LayoutWriter(Stage):
         if not self.layout.exists():
             self._stage.rename(self.layout)
         else:
-            for directory in (BLOBS, TABLES):
+            for directory in (BLOBS, TABLES, RECORDS):
                 (self.layout / directory).mkdir(parents=True, exist_ok=True)
                 for file in (self._stage / directory).iterdir():
                     file.replace(self.layout / directory / file.name)

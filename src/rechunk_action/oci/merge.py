@@ -9,7 +9,8 @@ being (libostree, ostree-repo-checkout.c). An image is right only if it comes ou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from typing import Literal
 
 import msgspec
@@ -55,10 +56,19 @@ def unchanged(view: View, tree: Tree, wanted: Sequence[Collection[str]]) -> set[
         if entry.group:
             shown.setdefault((index, entry.group), []).append(path)
     linked = [path for paths in (*groups.values(), *shown.values()) for path in paths if path in same]
+
+    @cache  # a set is looked at once, and not for each of its members
+    def is_whole(index: int, group: str, wanted_group: str) -> bool:
+        return sorted(shown[index, group]) == groups[wanted_group]
+
     for path in linked:
         index, entry = view[path]
-        as_shown = shown[index, entry.group] if entry.group else [path]
-        if sorted(as_shown) != groups.get(tree[path].group, [path]):
+        wanted_group = tree[path].group
+        if wanted_group not in groups:
+            right = not entry.group or shown[index, entry.group] == [path]
+        else:
+            right = bool(entry.group) and is_whole(index, entry.group, wanted_group)
+        if not right:
             same.discard(path)
     return same
 
@@ -127,13 +137,18 @@ class Replay:
         return entry is not None and entry.is_dir
 
 
-def hides(table: Table, path: str) -> bool:
-    """Whether this layer removes or replaces the directory `path`, as lower layers left it."""
-    for place in (*ancestors(path), path):
-        entry = table.entries.get(place)
-        if place in table.whiteouts or place in table.opaque or (entry is not None and entry.kind != "d"):
-            return True
-    return False
+def hiding(table: Table) -> Callable[[str], bool]:
+    """Whether a layer removes or replaces a directory, as lower layers left it."""
+    hidden = {*table.whiteouts, *table.opaque}
+
+    def hides(path: str) -> bool:
+        for place in (*ancestors(path), path):
+            entry = table.entries.get(place)
+            if place in hidden or (entry is not None and entry.kind != "d"):
+                return True
+        return False
+
+    return hides
 
 
 class _Merger:

@@ -15,7 +15,8 @@ from rechunk_action.signals import undisturbed
 
 BLOBS = "blobs/sha256"
 TABLES = "rechunk-tables/v1"
-"""Directories, named as a layout has them. The tables' version changes whenever one would be read differently."""
+RECORDS = "rechunk-records/v1"
+"""Directories, named as a layout has them. A version changes whenever what is in there would be read differently."""
 
 
 def blob_path(layout: Path, digest: str) -> Path:
@@ -27,12 +28,17 @@ def table_path(layout: Path, digest: str) -> Path:
     return layout / TABLES / checked_digest(digest).partition(":")[2]
 
 
+def record_path(layout: Path, digest: str) -> Path:
+    """Where the record with this digest is."""
+    return layout / RECORDS / checked_digest(digest).partition(":")[2]
+
+
 class Stage:
     """A context manager: what is in the directory when it is left is gone."""
 
     def __init__(self, directory: Path) -> None:
         self._stage = directory
-        for part in (BLOBS, TABLES, "scratch"):
+        for part in (BLOBS, TABLES, RECORDS, "scratch"):
             (directory / part).mkdir(parents=True)
 
     def __enter__(self) -> Self:

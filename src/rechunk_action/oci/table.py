@@ -8,7 +8,7 @@ the archive leaves out is there as a directory of unknown mode, because each cli
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 import zstandard
@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from rechunk_action.errors import Bomb, CorruptImage
 from rechunk_action.oci import tar
-from rechunk_action.oci.compression import Reader
+from rechunk_action.oci.compression import Reader, expanded
 from rechunk_action.oci.tar import Member
 from rechunk_action.tree.entry import (
     EMPTY_DIGEST,
@@ -36,6 +36,24 @@ OPAQUE = ".wh..wh..opq"
 
 UNPACKED_BY_NOBODY = ("dev", "proc", "run", "sys", "tmp")
 """Directories whose children OSTree's importer drops (ostree-ext, tar/write.rs): a device node does no harm there."""
+
+
+MAX_KEPT = 1 << 30
+"""Bytes of memory, roughly, that what is known of a layer may take: those of two million paths."""
+
+PATH_SIZE = 450
+"""Bytes of memory for a path and its entry, its name aside."""
+
+MAX_NAME = 255
+"""Bytes that a name may have on Linux."""
+
+MAX_REPLACED = 100
+"""Directories that one layer may put something else in the place of. No builder does that, and each takes a look at all
+that the layer holds.
+"""
+
+MAX_PROBLEM, PROBLEMS = 500, 3
+"""Characters of a problem, and problems of a layer, that are told."""
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -63,10 +81,27 @@ class Table(msgspec.Struct, array_like=True):
     whiteouts: list[str] = []
     opaque: list[str] = []
     links: dict[str, str] = {}
-    problem: str = ""
+    problem: Annotated[str, msgspec.Meta(max_length=PROBLEMS * (MAX_PROBLEM + 2))] = ""
     diff_id: str = ""
     format: str = ""
-    dead: int = 0
+    dead: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class Kept:
+    """Counts the memory that a description takes while it is read: that of a layer, or what `of` names."""
+
+    def __init__(self, of: str = "it") -> None:
+        self._of = of
+        self._size = 0
+
+    def add(self, size: int) -> None:
+        """Bytes, roughly. Raises `Bomb` when they are more than those of any image."""
+        self._size += size
+        if self._size > MAX_KEPT:
+            raise Bomb(
+                f"what {self._of} describes takes more than {MAX_KEPT:,} bytes of memory, which no image does: it "
+                "looks like a decompression bomb and is not read further"
+            )
 
 
 Sink = Callable[[str, Entry, Iterator[memoryview]], None]
@@ -127,16 +162,42 @@ def encode_table(table: Table) -> bytes:
 
 
 def decode_table(stored: bytes, blob: Blob, format_: str = "") -> Table | None:
-    """A stored table, None where it is damaged, that of another layer, or of another format."""
+    """A stored table, None where it is damaged, that of another layer or format, or one that no layer has.
+
+    That it tells what is in the layer is believed: only reading the blob would show it.
+    """
     try:
-        table = _DECODER.decode(zstandard.ZstdDecompressor().decompress(stored, max_output_size=MAX_TABLE))
-    except (MemoryError, zstandard.ZstdError, msgspec.MsgspecError):
+        table = _DECODER.decode(expanded(stored, MAX_TABLE))
+    except (MemoryError, RecursionError, UnicodeDecodeError, zstandard.ZstdError, msgspec.MsgspecError):
         return None
-    return table if (table.diff_id, table.format) == (blob.diff_id, format_) else None
+    return table if (table.diff_id, table.format) == (blob.diff_id, format_) and _is_sound(table, blob) else None
 
 
-MAX_TABLE = 1 << 30
-"""Bytes that a stored table may expand to: some hundred for each of millions of paths."""
+MAX_TABLE = 256 << 20
+"""Bytes that a stored table may expand to: some hundred for each of two million paths."""
+
+
+def _is_sound(table: Table, blob: Blob) -> bool:
+    """Whether a table has the form of those that are made by reading a layer, which is what can be merged."""
+    entries = table.entries
+
+    def holds_directory(path: str) -> bool:
+        return (entry := entries.get(path)) is not None and entry.is_dir
+
+    return (
+        holds_directory(ROOT)
+        and all(_is_name(path) and holds_directory(parent_of(path)) for path in (*entries, *table.whiteouts) if path)
+        and all(map(holds_directory, table.opaque))
+        and not (table.links and not table.problem)
+        and ROOT not in table.whiteouts
+        # Costs are rounded, each for itself, those that are dead as well.
+        and sum(entry.cost for entry in entries.values()) + table.dead // 2 <= blob.size + len(entries)
+    )
+
+
+def _is_name(path: str) -> bool:
+    return path.rpartition("/")[2] not in ("", ".", "..") and "\0" not in path
+
 
 _ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Table)
 
@@ -154,6 +215,9 @@ class TableBuilder:
         self._hardlinks: dict[str, tuple[str, Entry]] = {}
         self._spans: list[tuple[Entry, int, int]] = []
         self._problems: list[str] = []
+        self._kept = Kept()
+        self._linked_to: set[str] = set()
+        self._replaced = 0
 
     def read(self) -> None:
         reader = self.reader
@@ -163,20 +227,26 @@ class TableBuilder:
             reader.skip(end - reader.consumed)
         reader.finish()
         if reader.problem:
-            self._problems.append(reader.problem)
+            self._unfit(reader.problem)
 
     def table(self) -> Table:
         self._spread_cost()
         links = self._resolve_hardlinks()
         for path in self._whiteouts:
             if path in self._entries:
-                self._problems.append(f"it both removes and holds {path!r}")
-        problem = "; ".join(self._problems[:3])
+                self._unfit(f"it both removes and holds {path!r}")
+        problem = "; ".join(self._problems)
         return Table(self._entries, self._whiteouts, self._opaque, links, problem, self.reader.diff_id)
+
+    def _unfit(self, problem: str) -> None:
+        """Note why the layer cannot be kept."""
+        if len(self._problems) < PROBLEMS:
+            self._problems.append(problem[:MAX_PROBLEM])
 
     def _read_member(self, member: Member, end: int) -> None:
         """Take in a member. What is left unread of it, up to `end`, is skipped."""
         path = normalised(member.name)
+        self._kept.add(PATH_SIZE + len(path) + len(member.linkname))
         self._check(path, member)
         self._state_parents(path)
         name = path.rpartition("/")[2]
@@ -194,7 +264,9 @@ class TableBuilder:
         if member.sparse:
             raise CorruptImage(f"{path!r} is a sparse entry, which not every client can read")
         if not is_utf8(path):
-            self._problems.append(f"{path!r} is not UTF-8")
+            self._unfit(f"{path!r} is not UTF-8")
+        if len(member.name) > MAX_NAME and max(map(len, member.name.split(b"/"))) > MAX_NAME:
+            self._unfit(f"{path!r} has a name that no file system can hold")
 
     def _state_parents(self, path: str) -> None:
         entries = self._entries
@@ -203,13 +275,14 @@ class TableBuilder:
             return
         for above in ancestors(path):
             entry = entries.get(above)
-            if entry is None or entry.kind == "d":
-                # OSTree overwrites what it knew of *all* ancestors when it makes up one (ostree-repo-libarchive.c).
-                entries[above] = Entry("d", UNKNOWN_MODE, 0, 0)
-            else:
+            if above in self._hardlinks or (entry is not None and entry.kind != "d"):
                 raise CorruptImage(f"{path!r} would be written through {above!r}, which is no directory")
+            if entry is None:
+                self._kept.add(PATH_SIZE + len(above))
+            # OSTree overwrites what it knew of *all* ancestors when it makes up one (ostree-repo-libarchive.c).
+            entries[above] = Entry("d", UNKNOWN_MODE, 0, 0)
             if above.rpartition("/")[2].startswith(WHITEOUT):
-                self._problems.append(f"{above!r} is named like a removal and holds something")
+                self._unfit(f"{above!r} is named like a removal and holds something")
 
     def _add_whiteout(self, path: str, name: str) -> None:
         parent = parent_of(path)
@@ -218,7 +291,7 @@ class TableBuilder:
         elif not name.startswith(OPAQUE[:8]):  # the rest of ".wh..wh." is AUFS's own
             hidden = name[len(WHITEOUT) :]
             if hidden in ("", ".", ".."):
-                self._problems.append(f"{path!r} does not say what it removes")
+                self._unfit(f"{path!r} does not say what it removes")
             else:
                 self._whiteouts.append(f"{parent}/{hidden}" if parent else hidden)
 
@@ -226,12 +299,19 @@ class TableBuilder:
         entry = Entry(
             _KINDS.get(member.typeflag, "x"), member.mode, member.uid, member.gid, member.mtime, xattrs=_xattrs(member)
         )
-        before = self._entries.get(path)
+        self._kept.add(sum(PATH_SIZE + len(key) + len(value) for key, value in entry.xattrs))
+        before = self._hardlinks[path][1] if path in self._hardlinks else self._entries.get(path)
+        if before is not None and path in self._linked_to:
+            self._unfit(f"{path!r} is replaced after a hard link to it, which leads to what was there before")
         if before is not None and before.kind != entry.kind:
-            self._problems.append(f"{path!r} occurs twice, with different types")
-            self._forget_below(path)
+            self._unfit(f"{path!r} occurs twice, with different types")
+            if before.is_dir:
+                self._forget_below(path)
         if member.typeflag == tar.HARDLINK:
-            self._hardlinks[path] = (normalised(member.linkname), entry)
+            target = normalised(member.linkname)
+            self._linked_to.add(target)
+            self._hardlinks[path] = (target, entry)
+            self._entries.pop(path, None)
             return entry
         if entry.kind == "f":
             entry.size = member.size
@@ -240,23 +320,26 @@ class TableBuilder:
             entry.mode = 0o777
             entry.target = member.linkname.decode("utf-8", "surrogateescape")
         elif entry.kind == "x" and path.partition("/")[0] not in UNPACKED_BY_NOBODY:
-            self._problems.append(f"{path!r} is a device or FIFO, which OSTree refuses")
+            self._unfit(f"{path!r} is a device or FIFO, which OSTree refuses")
         if not is_utf8(entry.target):
-            self._problems.append(f"the target of {path!r} is not UTF-8")
+            self._unfit(f"the target of {path!r} is not UTF-8")
         for key, value in entry.xattrs:
             if not value or b"\n" in value or not is_utf8(key):
-                self._problems.append(f"{path!r} has an attribute {key} that importers cannot read")
+                self._unfit(f"{path!r} has an attribute {key[:MAX_NAME]} that importers cannot read")
         self._hardlinks.pop(path, None)
         self._entries[path] = entry
         return entry
 
     def _forget_below(self, path: str) -> None:
         """What a directory held goes when something else takes its place."""
+        self._replaced += 1
+        if self._replaced > MAX_REPLACED:
+            raise CorruptImage(f"it replaces more than {MAX_REPLACED} directories, {path!r} among them")
         for place in [place for place in (*self._entries, *self._hardlinks) if place.startswith(f"{path}/")]:
             self._entries.pop(place, None)
             self._hardlinks.pop(place, None)
-        for places in (self._whiteouts, self._opaque):
-            places[:] = [place for place in places if not place.startswith(f"{path}/")]
+        self._whiteouts[:] = [place for place in self._whiteouts if not place.startswith(f"{path}/")]
+        self._opaque[:] = [place for place in self._opaque if not f"{place}/".startswith(f"{path}/")]
 
     def _read_content(self, path: str, entry: Entry) -> None:
         pieces = self.reader.chunks(entry.size)
@@ -277,25 +360,29 @@ class TableBuilder:
 
     def _resolve_hardlinks(self) -> dict[str, str]:
         lower: dict[str, str] = {}
+        ends = self._ends()
         for path, (_, link) in self._hardlinks.items():
-            target = self._linked(path)
+            target = ends[path]
             first = self._entries.get(target)
             if first is None or first.kind == "d":
                 lower[path] = target
-                self._problems.append(f"{path!r} is a hard link to {target!r} of another layer")
+                self._unfit(f"{path!r} is a hard link to {target!r} of another layer")
                 continue
             if first.kind == "f":
                 first.group = target
             self._entries[path] = msgspec.structs.replace(first, cost=link.cost)
         return lower
 
-    def _linked(self, path: str) -> str:
-        """What a hard link leads to in the end."""
-        seen, target = {path}, self._hardlinks[path][0]
-        while target in self._hardlinks and target not in seen:
-            seen.add(target)
-            target = self._hardlinks[target][0]
-        return target
+    def _ends(self) -> dict[str, str]:
+        """What each hard link leads to in the end: one of them, where they lead in a circle."""
+        ends: dict[str, str] = {}
+        for path in self._hardlinks:
+            way: dict[str, None] = {}
+            while path in self._hardlinks and path not in ends and path not in way:
+                way[path] = None
+                path = self._hardlinks[path][0]  # noqa: PLW2901  # goes along
+            ends.update(dict.fromkeys(way, ends.get(path, path)))
+        return ends
 
     def _spread_cost(self) -> None:
         """Give each entry its share of the compressed bytes, by where it lies in the archive."""

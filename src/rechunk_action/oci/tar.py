@@ -3,14 +3,16 @@
 Written: GNU headers with GNU long names (`L`, `K`), because PAX names pass by OSTree's `/etc` handling and fail in the
 C locale of older clients; PAX records only for extended attributes (`SCHILY.xattr.*`). Owners are numeric, no times
 but mtime, no sparse files. Thousands of short files with long names are better off with POSIX headers (`split_header`).
-Read: what any builder writes (ustar, GNU, PAX).
+Read: what any builder writes (ustar, GNU, PAX). Refused: what clients take in different ways (Go's archive/tar, Rust's
+tar, libarchive), since the image that one of them makes of it is not the one that was compared.
 
 A name in a header is relative and has no `./`; the root directory is `./`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,6 +29,9 @@ XATTR = "SCHILY.xattr."
 
 MAX_EXTENDED = 1 << 20
 """Bytes that a long name or a set of PAX records may have; Linux allows 64 KiB for one attribute."""
+
+MAX_PATH = 4096
+"""Bytes that a name or the target of a link may have: more than Linux can open (PATH_MAX)."""
 
 
 class Stream(Protocol):
@@ -99,41 +104,37 @@ def members(stream: Stream) -> Iterator[Member]:
     Raises `CorruptImage` for a damaged or truncated archive.
     """
     offset = start = 0
-    pax: dict[str, bytes] = {}
-    common: dict[str, bytes] = {}
-    long_name = long_link = b""
+    extended: dict[bytes, bytes] = {}
     while True:
         block = stream.read(BLOCK)
         if len(block) < BLOCK:
             raise CorruptImage(f"the archive ends in mid-entry at byte {offset + len(block)}: it is truncated")
         offset += BLOCK
         if block == _ZERO:
+            if extended:
+                raise CorruptImage(f"the extended header before byte {offset} is for no entry")
             return
         member = _parse(block, start)
         flag = member.typeflag
         if flag in b"xgLK":
+            if block[257:262] != b"ustar":
+                raise CorruptImage(f"the header at byte {start} is extended by its type and old by its format")
             if not 0 <= member.size <= MAX_EXTENDED:
                 raise CorruptImage(f"an extended header of {member.size} bytes at byte {start} is too large to be true")
             body = _exactly(stream, member.size + (-member.size % BLOCK))[: member.size]
             offset += member.size + (-member.size % BLOCK)
-            if flag == b"x":
-                pax = _parse_pax(body)
-            elif flag == b"g":
-                common |= _parse_pax(body)
-            elif flag == b"L":
-                long_name = body.partition(b"\0")[0]
+            if flag == b"g":
+                _check_common(_parse_pax(body))
+            elif flag in extended:
+                raise CorruptImage(f"two extended headers before byte {offset} are of the same type, {flag.decode()}")
             else:
-                long_link = body.partition(b"\0")[0]
+                extended[flag] = body
             continue
-        if long_name:
-            member.name = long_name
-        if long_link:
-            member.linkname = long_link
-        if pax or common:
-            _apply_pax(member, common | pax)
+        if extended:
+            _extend(member, extended)
+            extended = {}
         _check(member)
         yield member
-        pax, long_name, long_link = {}, b"", b""
         offset += member.size + (-member.size % BLOCK)
         start = offset
 
@@ -212,6 +213,8 @@ def _parse(block: bytes, offset: int) -> Member:
     name = block[:100].partition(b"\0")[0]
     if block[257:263] == b"ustar\0":
         prefix = block[345:500].partition(b"\0")[0]
+        if prefix and (block[263:265] != b"00" or (len(prefix) > _STAR_PREFIX and block[508:] == b"tar\0")):
+            raise CorruptImage(f"the tar header at byte {offset} is of a format that few clients know")
         name = prefix + b"/" + name if prefix else name
     typeflag = block[156:157]
     if typeflag in (b"\0", b"7"):
@@ -234,30 +237,22 @@ def _parse_number(digits: bytes, offset: int) -> int:
     if digits[0] & 0x80:
         value = int.from_bytes(digits, "big") - (1 << (8 * len(digits) - 1))
         return value - (1 << (8 * len(digits) - 1)) if digits[0] == 0xFF else value
-    try:
-        return int(digits.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise CorruptImage(f"the tar header at byte {offset} holds {digits!r} where a number belongs") from None
+    octal = digits.strip(b" \0") or b"0"
+    if not _OCTAL.fullmatch(octal):
+        raise CorruptImage(f"the tar header at byte {offset} holds {digits!r} where a number belongs")
+    return int(octal, 8)
 
 
-def _parse_pax(body: bytes) -> dict[str, bytes]:
-    records: dict[str, bytes] = {}
-    at = 0
-    while at < len(body):
-        space = body.find(b" ", at)
-        try:
-            end = at + int(body[at:space])
-        except ValueError:
-            raise CorruptImage("a PAX header does not start its record with a length") from None
-        key, equals, value = body[space + 1 : end - 1].partition(b"=")
-        if not at < space < end <= len(body) or body[end - 1 : end] != b"\n" or not equals:
-            raise CorruptImage("a PAX header holds a malformed record")
-        records[key.decode("utf-8", "surrogateescape")] = value
-        at = end
-    return records
-
-
-def _apply_pax(member: Member, records: dict[str, bytes]) -> None:
+def _extend(member: Member, extended: Mapping[bytes, bytes]) -> None:
+    """Apply the extended headers before an entry, by type."""
+    records = _parse_pax(extended.get(b"x", b""))
+    for flag, key, attribute in ((b"L", "path", "name"), (b"K", "linkpath", "linkname")):
+        if flag in extended:
+            long = extended[flag].partition(b"\0")[0]
+            if key in records or not long:
+                what = "two long names" if long else "a long name that is empty"
+                raise CorruptImage(f"the entry at byte {member.offset} has {what}")
+            setattr(member, attribute, long)
     for key, value in records.items():
         if key.startswith(XATTR):
             member.xattrs[key[len(XATTR) :]] = value
@@ -265,17 +260,58 @@ def _apply_pax(member: Member, records: dict[str, bytes]) -> None:
             member.name = value
         elif key == "linkpath":
             member.linkname = value
-        elif key in ("size", "uid", "gid", "mtime"):
-            try:
-                setattr(member, key, int(value.partition(b".")[0]))
-            except ValueError:
-                raise CorruptImage(f"a PAX header gives {value!r} for {key}") from None
+        elif key in _NUMBERS:
+            if not _DECIMAL.fullmatch(value):
+                raise CorruptImage(f"a PAX header gives {value[:80]!r} for {key}")
+            setattr(member, key, int(value.partition(b".")[0]))
         elif key.startswith("GNU.sparse."):
             member.sparse = True
 
 
+def _parse_pax(body: bytes) -> dict[str, bytes]:
+    records: dict[str, bytes] = {}
+    at = 0
+    while at < len(body):
+        space = body.find(b" ", at, at + _LENGTH)
+        if space < 0 or not body[at:space].isdigit():
+            raise CorruptImage("a PAX header does not start its record with a length")
+        end = at + int(body[at:space])
+        raw, equals, value = body[space + 1 : end - 1].partition(b"=")
+        if not at < space < end <= len(body) or body[end - 1 : end] != b"\n" or not equals:
+            raise CorruptImage("a PAX header holds a malformed record")
+        key = raw.decode("utf-8", "surrogateescape")
+        if _matters(key) and (key in records or not (value or key.startswith(XATTR))):
+            raise CorruptImage(f"a PAX header gives {key[:80]!r} {'twice' if key in records else 'no value'}")
+        records[key] = value
+        at = end
+    return records
+
+
+def _check_common(records: Mapping[str, bytes]) -> None:
+    """Most clients pass by records that are for all entries of an archive."""
+    for key in filter(_matters, records):
+        raise CorruptImage(f"a PAX header gives {key[:80]!r} for all entries, which few clients heed")
+
+
+def _matters(key: str) -> bool:
+    """Whether a record tells what a file is."""
+    return key in ("path", "linkpath", "size", "uid", "gid") or key.startswith((XATTR, "GNU.sparse."))
+
+
+_OCTAL = re.compile(rb"[0-7]+")
+_DECIMAL = re.compile(rb"-?[0-9]{1,20}(?:\.[0-9]*)?")
+_NUMBERS = ("size", "uid", "gid", "mtime")
+_LENGTH = 20
+"""Digits that the length of a record has at most, and more."""
+
+_STAR_PREFIX = 131
+"""Bytes of the prefix in star's variant, which has times behind it."""
+
+
 def _check(member: Member) -> None:
     """Refuse what no file system has, before someone reads that many bytes or stores such a number."""
+    if len(member.name) > MAX_PATH or len(member.linkname) > MAX_PATH:
+        raise CorruptImage(f"the entry at byte {member.offset} has a name or target that is longer than any path")
     if member.typeflag in _HEADER_ONLY:
         member.size = 0
     if not (0 <= member.size < 1 << 63 and -1 << 63 <= member.mtime < 1 << 63):
@@ -284,6 +320,8 @@ def _check(member: Member) -> None:
         raise CorruptImage(f"{member.name!r} belongs to {member.uid}:{member.gid}, which no user or group can be")
     if b"\0" in member.name or b"\0" in member.linkname:
         raise CorruptImage(f"{member.name!r} has a zero byte in its name or target")
+    if member.typeflag == REGULAR and member.name.endswith(b"/"):
+        raise CorruptImage(f"{member.name!r} is a file by its type and a directory by its name")
 
 
 def _exactly(stream: Stream, n: int) -> bytes:

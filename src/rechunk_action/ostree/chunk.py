@@ -38,6 +38,7 @@ from rechunk_action.oci.tar import Member
 from rechunk_action.ostree.chunked import REFUSAL, CommitLayer, ObjectReader, commit_layer, in_repository
 from rechunk_action.ostree.commit import LABEL, Committed
 from rechunk_action.ostree.objects import file_hash
+from rechunk_action.progress import UNHEARD, Advance
 from rechunk_action.tree.entry import UNKNOWN_MODE, Entry, Tree, parent_of
 
 FORMAT = "ostree"
@@ -81,14 +82,16 @@ def write_chunk(
     compression: Compression,
     level: int,
     threads: int,
+    advance: Advance = UNHEARD,
 ) -> Written:
-    """Write the objects that some paths of the view show to a new layer, `path`, and read it back.
+    """Write the objects that some paths of the view show to a new layer, `path`, and read it back. `advance` is told of
+    bytes of the archive as they are compressed.
 
     `contents` are asked for by the paths of the view. Every object is held against its checksum twice, while it is read
     and in the written blob. Raises `InputError` when a file changes while it is read.
     """
     tree = committed.tree
-    blob = compress(_chunk(plan, committed, contents), path, compression, level, threads)
+    blob = compress(_chunk(plan, committed, contents), path, compression, level, threads, advance=advance)
     with path.open("rb") as written:
         table = read_chunk(written, blob, limit=None, empty={place: tree[place].digest for place in plan.paths})
     return Written(replace(blob, diff_id=table.diff_id), table, path)
@@ -147,9 +150,7 @@ class _ChunkBuilder(TableBuilder):
 
     def table(self) -> Table:
         if self._objects.unsorted:
-            self._problems.append(
-                "attributes in it are not sorted, and OSTree since version 2025.2 takes no such files"
-            )
+            self._unfit("attributes in it are not sorted, and OSTree since version 2025.2 takes no such files")
         table = super().table()
         shown = {entry.digest for entry in table.entries.values()}
         hidden = [entry.cost for checksum, entry in self._objects.found.contents.items() if checksum not in shown]
@@ -190,16 +191,17 @@ class _ChunkBuilder(TableBuilder):
                 if checksum in found:
                     shown[checksum][path] = entry.cost
             else:
-                self._problems.append(f"{path!r} is no object of the commit, as what is put on top of chunks is")
+                self._unfit(f"{path!r} is no object of the commit, as what is put on top of chunks is")
+        ends = self._ends()
         for path, (_, link) in self._hardlinks.items():
-            target = self._linked(path)
+            target = ends[path]
             match = _OBJECT.fullmatch(target)
             checksum = bytes.fromhex(match[1] + match[2]) if match else b""
             self._entries[path] = link
             if checksum in objects:
                 shown[checksum][path] = link.cost
             else:
-                self._problems.append(f"{path!r} is a hard link to {target!r}, which is no object in it")
+                self._unfit(f"{path!r} is a hard link to {target!r}, which is no object in it")
         for checksum, costs in shown.items():
             cost, rest = divmod(objects[checksum].cost + sum(costs.values()), len(costs))
             for number, path in enumerate(costs):

@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from rechunk_action.errors import Bomb, CorruptImage, InputError
+from rechunk_action.errors import CorruptImage, InputError
 from rechunk_action.oci import tar
 from rechunk_action.oci.compression import Reader, bomb_limit
 from rechunk_action.oci.config import CHUNKED_LABEL
 from rechunk_action.oci.image import Image
-from rechunk_action.oci.table import Blob, read_checked
+from rechunk_action.oci.table import PATH_SIZE, Blob, Kept, read_checked
 from rechunk_action.oci.tar import Member
 from rechunk_action.ostree.objects import (
     Commit,
@@ -49,14 +49,8 @@ COMMIT_LABEL = "ostree.commit"
 MAX_METADATA, MAX_XATTRS = 10 << 20, 1 << 20
 """Bytes that importers read of a metadata object, and of a file's attributes (ostree-ext, tar/import.rs)."""
 
-MAX_KEPT = 128 << 20
-"""Bytes of metadata objects and attributes that one layer may have. They stay in memory, parsed, which takes up to ten
-times as much; of 150,000 paths they are 10 MB.
-"""
-
-MAX_TREE = 2 << 30
-"""Bytes of memory that the paths of a commit may take, roughly: one that names the same directories again and again
-expands like a bomb."""
+PARSED = 10
+"""Bytes of memory, at most, for a byte of a metadata object or of attributes. Of 150,000 paths they are 10 MB."""
 
 Contents = Mapping[bytes, Entry]
 """The content objects of a layer by checksum."""
@@ -84,19 +78,14 @@ class CommitLayer:
         """Every path of the commit, parents first, with the checksum of its object: a file's or link's, or that of the
         dirmeta, which comes along. Raises as `paths` does.
         """
-        size = 0
+        kept = Kept(f"commit {self.checksum.hex()}")  # which may name the same directories again and again
         pending = [(ROOT, self.commit.dirtree, self.commit.dirmeta)]
         while pending:
             path, dirtree, dirmeta = pending.pop()
             yield path, dirmeta, _found(self.dirmetas, dirmeta, "dirmeta", path)
             directory = _found(self.dirtrees, dirtree, "dirtree", path)
             prefix = f"{path}/" if path else ""
-            size += (len(prefix) + _PATH_SIZE) * (len(directory.files) + len(directory.directories))
-            if size > MAX_TREE:
-                raise CorruptImage(
-                    f"commit {self.checksum.hex()} describes more paths than any image has; "
-                    "it looks like a decompression bomb and is not read further"
-                )
+            kept.add((len(prefix) + PATH_SIZE) * (len(directory.files) + len(directory.directories)))
             for name, checksum in directory.files:
                 yield prefix + name, checksum, None
             pending += [(prefix + name, below, meta) for name, below, meta in reversed(directory.directories)]
@@ -214,10 +203,6 @@ def _found(objects: Mapping[bytes, _Parsed], checksum: bytes, kind: str, path: s
     return there
 
 
-_PATH_SIZE = 512
-"""Bytes of memory for a path and its entry, its parent's path aside."""
-
-
 def _read_layer(image: Image, index: int) -> Objects:
     blob = image.layers[index]
     with image.open(blob) as file:
@@ -245,7 +230,7 @@ class ObjectReader:
         self._by_checksum = by_checksum
         self.unsorted = False
         """Whether some attributes are not in OSTree's order; known where the entries have all."""
-        self._kept = 0
+        self._kept = Kept()
         self._xattrs: dict[bytes, tuple[bytes, Xattrs]] = {}
         self._link: tuple[bytes, bytes] | None = None
         """The file that comes next, and its attributes, by their checksums."""
@@ -331,6 +316,7 @@ class ObjectReader:
             raise CorruptImage(f"the attributes {link[1].hex()} of {name} do not come before it in its layer")
         if checksum in self.found.contents:
             raise CorruptImage(f"{name} is there twice")
+        self._kept.add(PATH_SIZE + len(member.linkname))
         raw, xattrs = self._xattrs[link[1]]
         entry = _entry(name, member, xattrs)
         hashed = file_hash(entry, raw)
@@ -377,12 +363,7 @@ class ObjectReader:
             raise CorruptImage(f"{name} is no regular file")
         if member.size > limit:
             raise CorruptImage(f"{name} has {member.size:,} bytes, and importers read {limit:,} at the most")
-        self._kept += member.size
-        if self._kept > MAX_KEPT:
-            raise Bomb(
-                f"its directories and attributes take more than {MAX_KEPT:,} bytes, which those of no image do; "
-                "it looks like a decompression bomb and is not read further"
-            )
+        self._kept.add(PARSED * member.size)
         data = self._reader.read(member.size)
         if len(data) < member.size:
             raise CorruptImage(f"the archive ends inside {name}: it is truncated")

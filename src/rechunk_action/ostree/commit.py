@@ -34,6 +34,7 @@ from rechunk_action.ostree.objects import (
 from rechunk_action.ostree.view import commit_path, is_in, view_path
 from rechunk_action.source import Source
 from rechunk_action.tree.entry import ROOT, Tree, link_groups, parent_of
+from rechunk_action.tree.lint import MODULES, kernels
 
 LABEL = "security.selinux"
 """The attribute that holds a label."""
@@ -127,8 +128,6 @@ def commit(
 
 _ETC, _USR_ETC = "etc", "usr/etc"
 
-_MODULES = "usr/lib/modules"
-
 
 def _moves_etc(tree: Tree) -> bool:
     """Whether the source has its configuration in `usr/etc`."""
@@ -149,23 +148,16 @@ def _moves_etc(tree: Tree) -> bool:
 
 
 def _kernel(tree: Tree) -> str:
-    """The version of the kernel that a system boots, found as libostree finds it."""
-    directories = (parent_of(path) for path, entry in tree.items() if path.endswith("/vmlinuz") and not entry.is_dir)
-    versions = [path.removeprefix(f"{_MODULES}/") for path in directories if parent_of(path) == _MODULES]
+    """The version of the kernel that a system boots."""
+    versions = kernels(tree)
     if not versions:
-        raise InputError(f"there is no kernel, /{_MODULES}/*/vmlinuz: an image that is booted needs one")
+        raise InputError(f"there is no kernel, /{MODULES}/*/vmlinuz: an image that is booted needs one")
     if len(versions) > 1:
-        raise InputError(f"there are several kernels, {', '.join(sorted(versions))}, in /{_MODULES}: leave one there")
+        raise InputError(f"there are several kernels, {', '.join(versions)}, in /{MODULES}: leave one there")
     return versions[0]
 
 
 def _notices(tree: Tree) -> Iterator[str]:
-    state = [entry.size for path, entry in tree.items() if path.startswith("var/") and not entry.is_dir]
-    if state:
-        yield (
-            f"/var holds {len(state):,} files ({sum(state):,} bytes): systems take them when they are installed, and "
-            "never again"
-        )
     if "etc/selinux/config" not in tree:
         yield "there is no SELinux policy (/etc/selinux/config): no path gets a label"
 

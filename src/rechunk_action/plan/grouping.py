@@ -87,7 +87,10 @@ def _bins(components: Mapping[str, Sequence[str]], size: Mapping[str, int], tree
         cut[min(count - 1, int(done / share) if share else 0)].append(name)
         done += size[name]
     return [
-        Group(f"{names[0]} to {names[-1]}", ordered(path for name in names for path in components[name]))
+        Group(
+            names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}",
+            ordered(path for name in names for path in components[name]),
+        )
         for names in cut
         if names
     ]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rechunk_action.oci.layer import LayerPlan
-from rechunk_action.oci.merge import Replay, hides, wanted_of
+from rechunk_action.oci.merge import Replay, hiding, wanted_of
 from rechunk_action.oci.table import Blob, Table
 from rechunk_action.plan.compaction import Drop, Liveness, compact
 from rechunk_action.plan.grouping import MIN_GROUPS, Group, group_all, group_changes
@@ -200,10 +200,11 @@ def _earliest(fixes: Mapping[int, Sequence[str]], tables: Sequence[Table]) -> di
     it. Places are tried from the bottom of the image up.
     """
     merged: dict[int, list[str]] = {}
+    hides = [hiding(table) for table in tables]
     for at in sorted(fixes):
         for path in fixes[at]:
             lowest = at
-            while lowest > 0 and not hides(tables[lowest - 1], path):
+            while lowest > 0 and not hides[lowest - 1](path):
                 lowest -= 1
             place = next((place for place in sorted(merged, reverse=True) if lowest <= place <= at), at)
             merged.setdefault(place, []).append(path)
@@ -221,11 +222,8 @@ def _beyond_repair(tables: Sequence[Table], wanted: Sequence[Collection[str]], t
     """Layers with a directory that needs a fix and hides from clients what a fix layer would say of it."""
     unfit = {}
     for index, table in enumerate(tables):
-        opaque = (
-            [path for path, entry in table.entries.items() if entry.is_dir and hides(table, path)]
-            if table.opaque
-            else []
-        )
+        hides = hiding(table)
+        opaque = [path for path, entry in table.entries.items() if entry.is_dir and hides(path)] if table.opaque else []
         with_removals = {parent_of(path) for path in table.whiteouts}
         for path in opaque:
             if path in tree and tree[path].is_dir and (path not in wanted[index] or path in with_removals):

@@ -47,8 +47,8 @@ CHUNK = 4 << 20
 PIECE = 1 << 18
 """Bytes that are read or sent between two looks at whether to stop."""
 
-PAGE, MAX_PAGES = 1000, 10_000
-"""Tags asked for at once, and how often."""
+PAGE, MAX_PAGES, MAX_TAGS = 1000, 10_000, 1_000_000
+"""Tags asked for at once, how often, and how many there may be."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Repository:
         """All tags, in the registry's order, which means nothing; `[]` where there is no such repository."""
         tags: dict[str, None] = {}
         query, seen = urlencode({"n": PAGE}), set[str]()
-        while query not in seen and len(seen) < MAX_PAGES:
+        while query not in seen and len(seen) < MAX_PAGES and len(tags) < MAX_TAGS:
             seen.add(query)
             answer = self._request("GET", f"tags/list?{query}", self._pull)
             # Anything may answer 404; that there is no such repository is for a registry to say.
@@ -110,10 +110,10 @@ class Repository:
         answer = self._request("HEAD", f"manifests/{reference}", self._pull, headers=_ACCEPT)
         if answer.status == _NOT_FOUND:
             return None
-        digest, size = answer.headers.get("Docker-Content-Digest", ""), answer.headers.get("Content-Length", "")
-        if answer.status == _OK and valid_digest(digest) and size.isdecimal():
+        digest, size = answer.headers.get("Docker-Content-Digest", ""), _bytes(answer.headers.get("Content-Length", ""))
+        if answer.status == _OK and valid_digest(digest) and size is not None:
             self._compare(reference, digest)
-            return Descriptor(digest, _media_type(answer), int(size))
+            return Descriptor(digest, _media_type(answer), size)
         manifest = self.manifest(reference)  # not every registry answers HEAD in full
         return None if manifest is None else Descriptor(manifest.digest, manifest.media_type, len(manifest.data))
 
@@ -147,12 +147,12 @@ class Repository:
         if answer.status in _REDIRECTS:
             stored = self.session.patiently(lambda: self._stored_size(digest))
         elif answer.status == _OK:
-            stored = answer.headers.get("Content-Length", "")
+            stored = _bytes(answer.headers.get("Content-Length", ""))
         else:
             raise self.session.unexpected(answer, f"the question for blob {digest} of {self}")
-        if size is not None and stored.isdecimal() and int(stored) != size:
+        if size is not None and stored is not None and stored != size:
             raise CorruptImage(
-                f"blob {digest} of {self} has {int(stored):,} bytes instead of {size:,}: "
+                f"blob {digest} of {self} has {stored:,} bytes instead of {size:,}: "
                 "one of the two is damaged; build the image anew with --fresh"
             )
         return True
@@ -224,14 +224,14 @@ class Repository:
                 f"{self} answered with {digest} where {wanted} was due: try again, and build the image anew if it stays"
             )
 
-    def _stored_size(self, digest: str) -> str:
+    def _stored_size(self, digest: str) -> int | None:
         """The size of a blob in a storage that the registry refers to, by reading a byte of it."""
         headers = {"Range": "bytes=0-0"}
         with self.session.open("GET", self.path(f"blobs/{digest}"), self._pull, headers=headers) as response:
             if response.status_code == _PARTIAL:
-                return self.session.answer(response).headers.get("Content-Range", "").rpartition("/")[2]
+                return _bytes(self.session.answer(response).headers.get("Content-Range", "").rpartition("/")[2])
             if response.status_code == _OK:
-                return response.headers.get("Content-Length", "")
+                return _bytes(response.headers.get("Content-Length", ""))
             raise self.session.unexpected(self.session.answer(response), f"the question for blob {digest} of {self}")
 
     def _next_page(self, answer: Answer) -> str | None:
@@ -249,7 +249,7 @@ class Repository:
 _OK, _CREATED, _ACCEPTED, _NO_CONTENT, _PARTIAL, _NOT_FOUND = 200, 201, 202, 204, 206, 404
 _ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
 _REDIRECTS = (301, 302, 303, 307, 308)
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]+|\*)")
 
 
 def location_of(answer: Answer, repository: Repository) -> str:
@@ -257,6 +257,14 @@ def location_of(answer: Answer, repository: Repository) -> str:
     if not (location := answer.headers.get("Location")):
         raise repository.session.unexpected(answer, f"an upload to {repository}, without a place to go on at")
     return join(answer.url, location)
+
+
+def _bytes(header: str) -> int | None:
+    """The size that a header states, None where it states none."""
+    return int(header) if _SIZE.fullmatch(header) else None
+
+
+_SIZE = re.compile("[0-9]{1,18}")
 
 
 def _media_type(answer: Answer) -> str:
@@ -345,9 +353,9 @@ class _Download(io.RawIOBase):
         if response.status_code != _OK:
             answer = self._session.answer(response)
             raise self._session.unexpected(answer, f"the question for blob {self._digest} of {self._repository}")
-        length = response.headers.get("Content-Length", "")
-        if length.isdecimal() and int(length) != self._size:
-            raise self._corrupt(f"has {int(length):,} bytes of it instead of {self._size:,}")
+        length = _bytes(response.headers.get("Content-Length", ""))
+        if length not in (None, self._size):
+            raise self._corrupt(f"has {length:,} bytes of it instead of {self._size:,}")
         while first:  # it sends all of it, whatever was asked for
             checkpoint()
             skipped = self._session.read(response, min(first, PIECE))
@@ -487,7 +495,7 @@ class _Upload:
 
 _TAKEN = (200, 201, 202, 204)
 _REFUSALS = (400, 404, 416)
-_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 
 
 class _Stretch:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rechunk_action.errors import CorruptImage, NotInRegistry
-from rechunk_action.oci.image import INDEXES, MANIFESTS, MAX_JSON, Image, Json, load_image
+from rechunk_action.oci.image import INDEXES, MANIFESTS, MAX_JSON, MAX_RECORD, Image, Json, load_image
 from rechunk_action.oci.table import Blob, Table, decode_table
-from rechunk_action.registry.client import Repository
-from rechunk_action.registry.tables import MAX_STORED, find_tables
+from rechunk_action.progress import UNHEARD, Advance
+from rechunk_action.registry.client import Manifest, Repository
+from rechunk_action.registry.tables import MAX_STORED, NOTHING, find_beside
 from rechunk_action.tree.entry import ROOT, UNKNOWN_MODE, Entry
 
 LOST = "the registry does not have it any more"
@@ -19,17 +20,26 @@ LOST = "the registry does not have it any more"
 
 
 class RegistryBlobs:
-    """The blobs of a repository. `tables` has the descriptors of the layers' stored tables, by the layers' digests."""
+    """The blobs of a repository. `beside` tells what is stored beside the image, as far as it is known."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, manifest: Manifest) -> None:
+        """`manifest` is one that was read already."""
         self.repository = repository
-        self.tables: Mapping[str, Json] = {}
+        self.beside = NOTHING
+        self._manifest = manifest
 
     def __str__(self) -> str:
         return str(self.repository)
 
+    @property
+    def tables(self) -> Mapping[str, Json]:
+        """The descriptors of the layers' stored tables, by the layers' digests."""
+        return self.beside.tables
+
     def document(self, descriptor: Json) -> bytes:
         digest, size = descriptor["digest"], descriptor["size"]
+        if digest == self._manifest.digest:
+            return self._manifest.data
         if descriptor.get("mediaType") not in (*MANIFESTS, *INDEXES):
             return self.repository.fetch_blob(digest, size, MAX_JSON)
         manifest = self.repository.manifest(digest)
@@ -40,9 +50,12 @@ class RegistryBlobs:
     def open(self, blob: Blob) -> AbstractContextManager[BinaryIO]:
         return self.repository.open_blob(blob.digest, blob.size)
 
-    def fetch(self, blob: Blob, target: Path) -> None:
+    def fetch(self, blob: Blob, target: Path, advance: Advance = UNHEARD) -> None:
         if not target.exists():
-            self.repository.download(blob.digest, blob.size, target)
+            self.repository.download(blob.digest, blob.size, target, advance)
+
+    def has_table(self, blob: Blob) -> bool:
+        return blob.digest in self.tables
 
     def table(self, blob: Blob, format_: str = "") -> Table | None:
         """A layer that the registry has lost gets a table that says so: it cannot be kept, and its files are written
@@ -63,6 +76,15 @@ class RegistryBlobs:
         except (CorruptImage, NotInRegistry):
             return None
 
+    def record(self, digest: str) -> bytes | None:
+        stored = self.beside.record
+        if stored is None or stored["digest"] != digest:
+            return None
+        try:
+            return self.repository.fetch_blob(digest, stored["size"], MAX_RECORD)
+        except (CorruptImage, NotInRegistry):
+            return None
+
 
 def published_image(repository: Repository, tag_or_digest: str, architecture: str) -> Image:
     """An image with what is stored beside it. Of an index, the one for this architecture.
@@ -70,11 +92,11 @@ def published_image(repository: Repository, tag_or_digest: str, architecture: st
     Raises `InputError` when there is none, `RegistryError` when the registry cannot tell, `CorruptImage` when what it
     hands out is damaged.
     """
-    found = repository.resolve(tag_or_digest)
+    found = repository.manifest(tag_or_digest)
     if found is None:
         raise NotInRegistry(f"{repository} has no image {tag_or_digest}: check the name; `skopeo list-tags` lists them")
-    blobs = RegistryBlobs(repository)
-    descriptor = {"digest": found.digest, "size": found.size, "mediaType": found.media_type}
+    blobs = RegistryBlobs(repository, found)
+    descriptor = {"digest": found.digest, "size": len(found.data), "mediaType": found.media_type}
     image = load_image(blobs, descriptor, architecture)
-    blobs.tables = find_tables(repository, image)
+    blobs.beside = find_beside(repository, image)
     return image

@@ -30,12 +30,10 @@ def find_previous(repository: Repository, scheme: Scheme, moving: Collection[str
     tags = repository.tags()
     if not tags:
         return Decision(None, None, f"{repository} has no tags yet")
-    candidates = [tag for tag in tags if tag not in moving]
-    versions = sum(scheme.key(tag) is not None for tag in candidates)
-    while (newest := scheme.newest(candidates)) is not None:
-        found = repository.resolve(newest)
-        if found is not None:
-            which = "the only version" if versions == 1 else f"the newest of {versions:,} versions"
-            return Decision(newest, found.digest, f"{which} like {scheme}")
-        candidates.remove(newest)  # deleted since the tags were listed
+    versions = scheme.ordered(tag for tag in tags if tag not in moving)
+    for tag in reversed(versions):
+        found = repository.resolve(tag)
+        if found is not None:  # else it was deleted since the tags were listed
+            which = "the only version" if len(versions) == 1 else f"the newest of {len(versions):,} versions"
+            return Decision(tag, found.digest, f"{which} like {scheme}")
     return Decision(None, None, f"none of the {len(tags):,} tags of {repository} is a version like {scheme}")

@@ -497,10 +497,10 @@ def _parse_token(body: bytes) -> _Token | None:
         document = json.loads(body)
         value = document.get("token") or document.get("access_token") or ""
         life = float(document.get("expires_in") or _SHORTEST_LIFE)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, OverflowError, TypeError, AttributeError, RecursionError):
         return None
     # A token that expires on its way costs an answer of 401 and a new one, no more.
-    return _Token(value, time.monotonic() + life * 0.8) if _TOKEN.fullmatch(str(value)) else None
+    return _Token(value, time.monotonic() + life * 0.8) if isinstance(value, str) and _TOKEN.fullmatch(value) else None
 
 
 _OK, _UNAUTHORIZED = 200, 401
@@ -560,8 +560,9 @@ def _tracked(pool: type[HTTPConnectionPool], silence: float, opened: WeakSet[Any
 
 def _retry_after(header: str) -> float:
     """Seconds from now: the header holds a number or a date."""
-    if header.strip().isdecimal():
-        return float(header)
+    seconds = header.strip()
+    if seconds.isdecimal():
+        return float(seconds)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, OverflowError):

@@ -14,11 +14,12 @@ it was taken from (`xattr:`, `rpm:`, `dpkg:`, `alpm:`, `file:`), and depends on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from rechunk_action.errors import InputError
 from rechunk_action.tree.entry import Entry, Tree, parent_of
 from rechunk_action.tree.packages import owners
+from rechunk_action.tree.packages.package import Package
 
 LARGE_FILE = 8_000_000
 """Bytes from which a file is worth a layer of its own: each layer costs a client a request and an image one of a few
@@ -27,10 +28,10 @@ hundred places, which is little beside 8 MB that nothing else's change sends aga
 ATTRIBUTE = "user.component"
 
 
-def components(tree: Tree, read: Callable[[str], bytes]) -> dict[str, str]:
-    """The component of each file and symbolic link that has one, in the tree's order. `read` gives a file's content."""
+def components(tree: Tree, packages: Iterable[Package]) -> dict[str, str]:
+    """The component of each file and symbolic link that has one, in the tree's order. `packages` are the tree's own."""
     labels = _labels(tree)
-    packaged = owners(tree, read)
+    packaged = owners(tree, packages)
     found: dict[str, str] = {}
     for path, entry in tree.items():
         if entry.is_dir:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from blake3 import blake3
@@ -51,12 +51,12 @@ class Entry(msgspec.Struct, array_like=True, gc=False, eq=False):
     uid: int
     gid: int
     mtime: int = 0
-    size: int = 0
+    size: Annotated[int, msgspec.Meta(ge=0)] = 0
     digest: bytes = b""
     target: str = ""
     xattrs: tuple[tuple[str, bytes], ...] = ()
     group: str = ""
-    cost: int = 0
+    cost: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     @property
     def is_dir(self) -> bool:

@@ -1,6 +1,6 @@
 """Packages of Arch Linux and its kin: a folder of plain text for each.
 
-`local/NAME-VERSION/` holds `desc`, which tells the name, and `files`, which lists the paths. Both are made of
+`local/NAME-VERSION/` holds `desc`, which tells name and version, and `files`, which lists the paths. Both are made of
 sections: a line `%TITLE%`, the values, an empty line. The folder's files were installed with the package and are its
 own too.
 """
@@ -12,34 +12,39 @@ from collections.abc import Callable
 from itertools import takewhile
 
 from rechunk_action.tree.packages.links import Links
+from rechunk_action.tree.packages.package import Package
 
 HOMES = ("var/lib/pacman/local", "usr/lib/sysimage/lib/pacman/local")
 """pacman's own place, and where images whose `/var` must be empty put it."""
 
 
-def packages(links: Links, read: Callable[[str], bytes]) -> dict[str, list[str]]:
-    """Component -> the paths it lists, for each package of the first database found."""
+def packages(links: Links, read: Callable[[str], bytes]) -> list[Package]:
+    """The packages of the first database found."""
     home = next(filter(None, map(links.directory, HOMES)), None)
     if home is None:
-        return {}
+        return []
 
     folders: dict[str, list[str]] = defaultdict(list)
     start = len(home) + 1
     for path in links.below(home):
         folders[path[start:].partition("/")[0]].append(path)
 
-    found: dict[str, list[str]] = {}
+    def text(folder: str, name: str) -> str:
+        path = links.file(f"{home}/{folder}/{name}")
+        return "" if path is None else read(path).decode("utf-8", "replace")
+
+    found = []
     for folder, own in folders.items():
-        names = _section(read, links.file(f"{home}/{folder}/desc"), "NAME")
+        about = text(folder, "desc")
+        names, versions = _section(about, "NAME"), _section(about, "VERSION")
         if names:
-            found[f"alpm:{names[0]}"] = _section(read, links.file(f"{home}/{folder}/files"), "FILES") + own
+            component = f"alpm:{names[0]}"
+            paths = _section(text(folder, "files"), "FILES") + own
+            found.append(Package(component, component, "".join(versions[:1]), paths))
     return found
 
 
-def _section(read: Callable[[str], bytes], path: str | None, title: str) -> list[str]:
-    """The values of a section, none if the file or the section is missing."""
-    if path is None:
-        return []
-    text = read(path).decode("utf-8", "replace")
+def _section(text: str, title: str) -> list[str]:
+    """The values of a section, none if it is missing."""
     _, _, values = f"\n{text}".partition(f"\n%{title}%\n")
     return list(takewhile(bool, values.split("\n")))

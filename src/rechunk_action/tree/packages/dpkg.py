@@ -1,8 +1,8 @@
 """Packages of Debian and its kin: a list of paths for each, in plain text.
 
 `info/NAME.list`, or `info/NAME:ARCH.list` where several architectures may be installed side by side, holds a
-package's paths; `status` holds its architecture. Everything else in `info` that bears the package's name was
-installed with it and is its own too. A diversion moves a path aside for all packages but the one that asked for it.
+package's paths; `status` holds its architecture and version. Everything else in `info` that bears the package's name
+was installed with it and is its own too. A diversion moves a path aside for all packages but the one that asked for it.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from rechunk_action.tree.packages.links import Links
+from rechunk_action.tree.packages.package import Package
 
 HOMES = ("var/lib/dpkg", "usr/lib/sysimage/dpkg")
 """dpkg's own place, and where images whose `/var` must be empty put it."""
 
 
-def packages(links: Links, read: Callable[[str], bytes]) -> dict[str, list[str]]:
-    """Component -> the paths it lists, for each package of the first database found."""
+def packages(links: Links, read: Callable[[str], bytes]) -> list[Package]:
+    """The packages of the first database found."""
     for home in HOMES:
         status = links.file(f"{home}/status")
         info = links.directory(f"{home}/info")
         if status is not None and info is not None:
             break
     else:
-        return {}
+        return []
 
-    architectures = _architectures(_text(read(status)))
+    architectures, versions = _status(_text(read(status)))
     diversions_file = links.file(f"{home}/diversions")
     diversions = _diversions(_text(read(diversions_file))) if diversions_file is not None else {}
 
@@ -35,7 +36,7 @@ def packages(links: Links, read: Callable[[str], bytes]) -> dict[str, list[str]]
     for path in links.below(info):
         metadata[path[start:].rpartition(".")[0]].append(path)
 
-    found: dict[str, list[str]] = {}
+    found = []
     for package, own in metadata.items():
         name, _, architecture = package.partition(":")
         architecture = architecture or architectures.get(name, "")
@@ -45,7 +46,9 @@ def packages(links: Links, read: Callable[[str], bytes]) -> dict[str, list[str]]
         paths = _text(read(listing)).split("\n")
         if diversions:
             paths = [_diverted(path, name, diversions) for path in paths]
-        found[f"dpkg:{name}:{architecture}"] = [path[1:] for path in paths] + own
+        component = f"dpkg:{name}:{architecture}"
+        version = versions.get((name, architecture), "")
+        found.append(Package(component, component, version, [path[1:] for path in paths] + own))
     return found
 
 
@@ -53,16 +56,30 @@ def _text(content: bytes) -> str:
     return content.decode("utf-8", "replace")
 
 
-def _architectures(status: str) -> dict[str, str]:
-    """Package -> architecture. Of a package with several only one is kept: the names of its lists tell them anyway."""
-    found: dict[str, str] = {}
-    package = ""
-    for line in status.split("\n"):
-        if line.startswith("Package:"):
-            package = line[8:].strip()
-        elif line.startswith("Architecture:"):
-            found[package] = line[13:].strip()
-    return found
+def _status(status: str) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
+    """Package -> architecture, and the version of each package of an architecture that is installed.
+
+    Of a package with several architectures only one is kept: the names of its lists tell them anyway.
+    """
+    architectures: dict[str, str] = {}
+    versions: dict[tuple[str, str], str] = {}
+    for paragraph in status.split("\n\n"):
+        fields = {}
+        for line in paragraph.split("\n"):
+            field, _, value = line.partition(":")
+            if field in _READ:
+                fields[field] = value.strip()
+        name, architecture = fields.get("Package", ""), fields.get("Architecture", "")
+        if architecture:
+            architectures[name] = architecture
+        if not fields.get("Status", "").endswith(_GONE):
+            versions[name, architecture] = fields.get("Version", "")
+    return architectures, versions
+
+
+_READ = ("Package", "Status", "Architecture", "Version")
+_GONE = ("config-files", "not-installed")
+"""States of packages of which no more than their settings are left (dpkg(1))."""
 
 
 def _diversions(text: str) -> dict[str, tuple[str, str]]:

@@ -18,13 +18,14 @@ import os
 import sqlite3
 import subprocess
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from typing import NamedTuple
 
 from rechunk_action.errors import EnvironmentLack, InputError
 from rechunk_action.tree.packages.links import Links
+from rechunk_action.tree.packages.package import Package
 
 HOMES = ("usr/share/rpm", "usr/lib/sysimage/rpm", "var/lib/rpm")
 """Where the database may be: that of OSTree images, today's, and the old one. One is often a link to another."""
@@ -43,11 +44,11 @@ TIMEOUT = 300
 """Seconds: a desktop's database takes about two."""
 
 
-def packages(links: Links, read: Callable[[str], bytes]) -> dict[str, list[str]]:
-    """Component -> the paths it lists, for each package of the first database found."""
+def packages(links: Links, read: Callable[[str], bytes]) -> list[Package]:
+    """The packages of the first database found."""
     database = _database(links)
     if not database:
-        return {}
+        return []
     with tempfile.TemporaryDirectory(prefix="rechunk-rpm-") as copy:
         for name, path in database.items():
             with open(f"{copy}/{name}", "wb") as file:
@@ -63,7 +64,7 @@ def packages(links: Links, read: Callable[[str], bytes]) -> dict[str, list[str]]
     return _named(listed)
 
 
-class _Package(NamedTuple):
+class _Record(NamedTuple):
     name: str
     architecture: str
     version: str
@@ -109,8 +110,8 @@ def _is_empty(database: str) -> bool:
             return False
 
 
-def _parse(answer: str) -> list[_Package]:
-    found: list[_Package] = []
+def _parse(answer: str) -> list[_Record]:
+    found: list[_Record] = []
     paths: list[str] = []
     for record in answer.split(RECORD_END)[:-1]:
         if record.startswith("/"):
@@ -121,14 +122,14 @@ def _parse(answer: str) -> list[_Package]:
             name, _, rest = record.partition("\t")
             architecture, _, version = rest.partition("\t")
             paths = []
-            found.append(_Package(name, architecture, version, paths))
+            found.append(_Record(name, architecture, version, paths))
     return found
 
 
-def _named(listed: list[_Package]) -> dict[str, list[str]]:
-    installed = Counter((package.name, package.architecture) for package in listed)
-    found: dict[str, list[str]] = defaultdict(list)
+def _named(listed: list[_Record]) -> list[Package]:
+    installed = Counter((record.name, record.architecture) for record in listed)
+    found = []
     for name, architecture, version, paths in listed:
         full = name if installed[name, architecture] == 1 else f"{name}-{version}"
-        found[f"rpm:{full}.{architecture}"] += paths
+        found.append(Package(f"rpm:{full}.{architecture}", f"rpm:{name}.{architecture}", version, paths))
     return found
