@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildcard scripts/* .ci/* examples/*.sh tests/rechunker/image/*.sh))
 
-.PHONY: help demo demo-action test lint bench bench-engines clean lock
+.PHONY: help demo demo-action test lint bench bench-engines picture clean lock
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -27,7 +27,7 @@ demo-action: $(VENV)/dev.stamp $(BIN)/act ## run examples/bazzite-dkub.yml twice
 test: $(VENV)/dev.stamp $(BIN)/act ## run all tests, those with real clients included (root, a running Docker daemon)
 	scripts/system-packages mmdebstrap debian-archive-keyring rpm zstd \
 	    docker.io podman buildah skopeo uidmap sudo docker-registry apache2-utils btrfs-progs \
-	    e2fsprogs git ostree
+	    e2fsprogs git ostree umoci chromium
 	$(SUDO) $(BIN)/pytest
 
 lint: $(VENV)/dev.stamp $(BIN)/actionlint ## check style, types, shell scripts, workflows and the Dockerfile
@@ -48,6 +48,10 @@ bench-engines: $(VENV)/run.stamp ## compare the engines on such a series; RECHUN
 	scripts/system-packages mmdebstrap rpm btrfs-progs docker.io
 	test -e .bench/series/series.json || $(SUDO) $(BIN)/python -m bench.series .bench/series
 	$(SUDO) $(BIN)/python -m bench.engines .bench/series $(if $(RECHUNK),--rechunk $(RECHUNK))
+
+picture: $(VENV)/dev.stamp ## take the README's pictures anew, of the page of the series that `make bench` left
+	scripts/system-packages chromium fonts-inter
+	$(BIN)/python -m bench.picture .bench/image docs
 
 clean: ## remove all that make made
 	$(SUDO) rm -rf $(VENV) .bench .demo .demo-action .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@
 Builds a series of root trees in OUT/series (kept there and used again), publishes each version with rechunk-action
 into OUT/image as a publisher would, and sets the bytes of every update beside those of a stateless package packing
 (into as many layers as the image has, and into as many as it might have), of the changed-file limit and of the whole
-image. OUT/results.json has the numbers.
+image. OUT/results.json has the numbers, OUT/report.html is the page of all versions.
 
 By default there is one update: the first weeks of security and point updates after the release, joined until they
 bring 8 MB of packages. A single week is often one small library; 8 MB is a typical delivery, several packages and no
@@ -111,6 +111,10 @@ def run(out: str, weeks: int, at_least: int) -> None:
         with open(f"{out}/results.json", "w", encoding="utf-8") as file:
             json.dump([asdict(result) for result in results], file, indent=1)
     _show(results)
+
+    _heading("What users have been downloading, and by what")
+    _call("history", image, "--last", str(len(trees)), "--html", f"{out}/report.html")
+    print(f"\n{out}/report.html shows it: open it in a browser.")
 
 
 def _series(out: str, weeks: int, at_least: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from rich.markdown import Markdown
 
 from bench.series import SeriesError, require_root
 from bench.workflows import Done, Site
-from rechunk_action.report.compare import format_size
+from rechunk_action.report.size import format_size
 from tests.containers import action_image, base
 from tests.oracles import Missing, program
 

@@ -119,7 +119,7 @@ def measure(trees: list[str], pairs: int) -> list[Publishing]:
                     beyond=statistics.median(publish.seconds - build.seconds for publish, build in runs),
                     memory=max(publish.memory for publish, _ in runs),
                     sent=sent,
-                    layers=sum(layer["bytes"] for layer in report["new"]),
+                    layers=sum(layer["bytes"] for layer in _new_layers(report)),
                     tables=_new_tables(registry.host, counted.name, report),
                 )
             )
@@ -176,12 +176,16 @@ def _build(output: str, environment: Mapping[str, str], *options: str) -> Run:
     return run([PROGRAM, "build", f"containers-storage:{IMAGE}", output, *options, "--quiet", "--json"], environment)
 
 
+def _new_layers(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [layer for layer in report["update"]["layers"] if layer["state"] == "new"]
+
+
 def _new_tables(host: str, name: str, report: Mapping[str, Any]) -> int:
     """Bytes of the tables that are stored for the new layers."""
     with repository(host, name) as opened:
         blobs = published_image(opened, report["version"], host_architecture()).blobs
     stored = blobs.tables if isinstance(blobs, RegistryBlobs) else {}
-    return sum(stored[layer["digest"]]["size"] for layer in report["new"])
+    return sum(stored[layer["digest"]]["size"] for layer in _new_layers(report))
 
 
 if __name__ == "__main__":

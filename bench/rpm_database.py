@@ -127,7 +127,7 @@ def add_rpm_database(root: str) -> int:
     source = DirectorySource(root, drop_bad_xattrs=True)
     source.scan(None)
     links = Links(source.tree)
-    owned = dpkg.packages(links, source.read)
+    owned = {package.component: package.paths for package in dpkg.packages(links, source.read)}
     if not owned:
         raise SeriesError(f"{root} has no dpkg database: name a tree of Debian or Ubuntu")
     status = source.read("var/lib/dpkg/status").decode()

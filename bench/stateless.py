@@ -31,6 +31,7 @@ import zstandard
 from rechunk_action.errors import RechunkError
 from rechunk_action.tree.components import components
 from rechunk_action.tree.entry import ROOT, Entry, Tree, ancestors
+from rechunk_action.tree.packages import read_packages
 from rechunk_action.tree.scan import scan
 
 LEVEL = 3
@@ -60,7 +61,7 @@ def stateless(root: str, layers: int) -> list[Layer]:
             return file.read()
 
     tree = scan(root, drop_bad_xattrs=True).tree
-    owner = claims(tree, components(tree, read))
+    owner = claims(tree, components(tree, read_packages(tree, read)))
     sizes: dict[str, int] = defaultdict(int)
     for path, name in owner.items():
         sizes[name] += tree[path].size

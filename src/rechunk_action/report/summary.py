@@ -1,115 +1,138 @@
-"""A build as a page of Markdown: GitHub's job summary, and a changelog for a release.
+"""A build as GitHub's job summary: what a maintainer wants to see of it, the most important first.
 
-Pure: a report in, text out. Names come out of images, so they are shown as text, whatever is in them. A summary stays
-within the bytes that GitHub shows; what does not fit is counted.
+Pure: a report in, Markdown out. A summary stays within the bytes that GitHub shows.
 """
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from rechunk_action.report.compare import format_size
+from rechunk_action.report.markdown import components, details, escape, fitted, folded_packages, skips, table
+from rechunk_action.report.model import Build, History, Update
+from rechunk_action.report.size import format_size
+from rechunk_action.report.words import percent
 
 MAX_SUMMARY = 1_000_000
 """Bytes of a step's summary: GitHub drops one of more than 1 MiB, and the fuller it is the less reliably it is kept."""
 
-MAX_ROWS = 500
-"""Layers that a table lists: more than clients take."""
-
 TOP = 15
 """Components that are listed by name."""
 
-_LONGEST = 120
 
-Report = Mapping[str, Any]
-
-
-def summary(report: Report, *, where: str) -> str:
-    """What a maintainer wants to see of a build. `where` is the image's name or directory, `""` where there is none."""
-    parts = [_headline(report, where), _facts(report), _components(report), _layers(report), _times(report)]
-    text = ""
-    for part in filter(None, parts):
-        if len((text + part).encode()) <= MAX_SUMMARY:
-            text += f"{part}\n\n"
-    return text
-
-
-def changelog(report: Report) -> str:
-    """What a user wants to know of a version."""
-    parts = [f"## {escape(report['version'] or report['ref'])}", _sentence(report), _components(report)]
-    return "\n\n".join(filter(None, parts)) + "\n"
+def summary(report: Build) -> str:
+    """The summary of a build."""
+    parts = {
+        "headline": _headline(report),
+        "facts": _facts(report),
+        "findings": _findings(report),
+        "what is new": _under("What is new", components(report.update, TOP)),
+        "older versions": _under("Who comes from an older version", skips(report.history)),
+        "chart": _under("Updates until now", chart(report.history)),
+        "packages": folded_packages(report.update),
+        "layers": _layers(report),
+        "times": _times(report),
+    }
+    return fitted(parts, MAX_SUMMARY)
 
 
-def escape(text: object) -> str:
-    """Text that is nothing but text in a table: no markup, no cell or line that ends early, no mention of a user."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    line = line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", html.escape(line, quote=False))
+def refused(image: str, update: Update, limit: int) -> str:
+    """The summary of a build that came to nothing, as the update costs more than `limit`, in bytes."""
+    costs = f"users would download **{format_size(update.bytes)}**, and {format_size(limit)} are allowed"
+    parts = {
+        "headline": f"## {escape(image)}\n\n**Nothing was published**: {costs}.",
+        "what is new": _under("What is new", components(update, TOP)),
+        "packages": folded_packages(update),
+    }
+    return fitted(parts, MAX_SUMMARY)
 
 
-_MARKUP = re.compile(r"[\\`*_\[\]#|~@]|(?<=:)/(?=/)")
-"""What begins markup, a mention or a link within a line."""
+def chart(history: History | None) -> str:
+    """A Mermaid chart of what each version of a history cost, `""` where there are fewer than two updates."""
+    updates = [line for line in history.versions if line.update is not None] if history else []
+    if len(updates) < 2:  # noqa: PLR2004  # one bar says nothing
+        return ""
+    labels: dict[str, int] = {}
+    for line in updates:
+        labels[_label(line.image.name, labels)] = line.update or 0
+    names = ", ".join(f'"{label}"' for label in labels)
+    sizes = ", ".join(f"{size / 1_000_000:.3f}" for size in labels.values())
+    return (
+        "```mermaid\n"
+        "xychart-beta horizontal\n"
+        f"  x-axis [{names}]\n"
+        f'  y-axis "MB to download" 0 --> {max(1000, *labels.values()) / 1_000_000:.3f}\n'
+        f"  bar [{sizes}]\n"
+        "```"
+    )
 
 
-def _headline(report: Report, where: str) -> str:
-    title = f"## {escape(where or report['ref'])}\n\n{_sentence(report)}"
-    return title if where else f"{title}\n\n_Nothing was published: this was a trial._"
+def _label(name: str, taken: dict[str, int]) -> str:
+    """A label that no other bar has. Mermaid knows no way to quote every character, so that few are let in."""
+    label = _UNSAFE.sub("-", name)[-_LONGEST:] or "-"
+    return label if label not in taken else f"{label} ({len(taken) + 1})"
 
 
-def _sentence(report: Report) -> str:
-    size = report["bytes"]
-    if report["fresh"]:
-        return f"**Users download {format_size(size['image'])}**: a fresh image ({escape(report['reason'])})."
-    return f"**Users download {format_size(size['update'])}** instead of {format_size(size['image'])}."
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+~:/@-]+")
+_LONGEST = 24
 
 
-def _facts(report: Report) -> str:
-    layers, size = report["layers"], report["bytes"]
-    dropped = f", {len(report['dropped'])} dropped" if report["dropped"] else ""
+def _headline(report: Build) -> str:
+    trial = "" if report.published else "\n\n_Nothing was published: this was a trial._"
+    return f"## {escape(report.ref)}\n\n{_sentence(report)}{trial}"
+
+
+def _sentence(report: Build) -> str:
+    size = report.bytes
+    if report.fresh:
+        return f"**Users download {format_size(size.image)}**: a fresh image ({escape(report.reason)})."
+    return f"**Users download {format_size(size.update)}** instead of {format_size(size.image)}."
+
+
+def _facts(report: Build) -> str:
+    layers, size, budget = report.layers, report.bytes, report.budget
+    dropped = f", {len(report.dropped)} dropped" if report.dropped else ""
+    layers_allowed = f" ({budget.layers} allowed)" if budget.layers is not None else ""
     rows = [
-        ("Digest", f"`{report['digest']}`"),
-        ("Update of", escape(report["prev_ref"])) if report["prev_ref"] else None,
-        ("Layers", f"{layers['total']}: {layers['kept']} kept, {layers['new']} new{dropped}"),
-        ("Image", format_size(size["image"])),
-        ("Superseded", f"{format_size(size['dead'])} ({100 * size['dead'] / max(1, size['live']):.1f}%)"),
+        ("Digest", f"`{report.digest}`"),
+        ("Update of", escape(report.prev_ref)) if report.prev_ref else None,
+        ("Update allowed", format_size(budget.update)) if budget.update is not None else None,
+        ("Layers", f"{layers.total}: {layers.kept} kept, {layers.new} new{dropped}{layers_allowed}"),
+        ("Image", format_size(size.image)),
+        (
+            "Superseded",
+            f"{format_size(size.dead)}: {percent(size.dead, size.live)} ({100 * budget.overhead:g}% allowed)",
+        ),
     ]
-    return _table(("", ""), [row for row in rows if row])
+    return table(("", ""), [row for row in rows if row])
 
 
-def _components(report: Report) -> str:
-    found = list(report["components"].items())
-    rows = [(escape(name), format_size(part)) for name, part in found[:TOP]]
-    if len(found) > TOP:
-        rest = sum(part for _, part in found[TOP:])
-        rows.append((f"{len(found) - TOP:,} more", format_size(rest)))
-    return "### What is new\n\n" + _table(("Component", "Size"), rows) if rows else ""
+def _findings(report: Build) -> str:
+    rows = [(escape(finding.rule), escape(finding.path), escape(finding.text)) for finding in report.findings]
+    title = f"Rules for images that boot: {len(rows)} broken"
+    return details(title, table(("Rule", "Path", ""), rows, numbers=0)) if rows else ""
 
 
-def _layers(report: Report) -> str:
-    rows = [("new", escape(layer["name"]), format_size(layer["bytes"])) for layer in report["new"]]
+def _layers(report: Build) -> str:
+    new = [line for line in report.update.layers if line.state == "new"]
+    rows = [("new", escape(line.name), format_size(line.bytes)) for line in new]
     rows += [
-        (f"dropped: {escape(drop['reason'])}", f"layer {drop['layer'] + 1}", format_size(drop["live"] + drop["dead"]))
-        for drop in report["dropped"]
+        (f"dropped: {escape(drop.reason)}", f"layer {drop.layer + 1}", format_size(drop.live + drop.dead))
+        for drop in report.dropped
     ]
-    rows.append(("kept", f"{report['layers']['kept']} layers", format_size(report["bytes"]["kept"])))
-    table = _table(("", "Layer", "Size"), rows[:MAX_ROWS])
-    return f"<details><summary>Layers</summary>\n\n{table}\n\n</details>"
+    kept = ("kept", f"{report.layers.kept} layers", format_size(report.bytes.kept))
+    return details("Layers", table(("", "Layer", "Size"), [kept, *rows]))
 
 
-def _times(report: Report) -> str:
+def _times(report: Build) -> str:
     """What each phase took: time, and of the disk at its peak where that was looked at."""
-    disk = report["disk"]
+    disk = report.disk
     heading = ("Phase", "Disk", "Time") if disk else ("Phase", "Time")
     rows = [
         (escape(name), *([format_size(disk[name]) if name in disk else ""] if disk else []), f"{seconds:.1f} s")
-        for name, seconds in report["seconds"].items()
+        for name, seconds in report.seconds.items()
     ]
-    return f"<details><summary>Time{' and disk' if disk else ''}</summary>\n\n{_table(heading, rows)}\n\n</details>"
+    return details("Time and disk" if disk else "Time", table(heading, rows, numbers=2 if disk else 1))
 
 
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * (len(heading) - 1) + ["--:"], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _under(title: str, text: str) -> str:
+    return f"### {title}\n\n{text}" if text else ""
