@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rechunk_action.errors import InputError
 from rechunk_action.registry.reference import valid_tag
-from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template, scheme_of, successor
+from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template, scheme_of, streams, successor
 
 NOW = datetime(2026, 11, 26, 23, 59, tzinfo=UTC)
 MOVING = ["latest", "stable", "42", "testing-2", "20261126", "sha256-" + "0" * 64, "sha256-" + "0" * 64 + ".rechunk"]
@@ -155,3 +155,49 @@ def test_each_build_of_a_series_is_the_newest_and_finds_the_one_before(days: lis
         assert valid_tag(version)
         published.append(version)
     assert template.newest(reversed(published)) == published[-1]
+
+
+BAZZITE = [
+    *(f"43.202611{day}" for day in range(10, 22)),
+    *("43.20261121.1", "43.20261121.2", "42.20260901"),
+    *(f"stable-43.202611{day}" for day in range(12, 20)),
+    *("testing-43.20261122", "stable", "latest", "43", "42", "41", "stable-43"),
+    *("sha256-" + "0" * 64 + ".sig", "sha256-" + "1" * 64, "nightly-é"),
+]
+
+
+def test_tags_that_differ_in_their_numbers_alone_are_one_stream() -> None:
+    found = streams(reversed(BAZZITE))
+    assert [(str(stream.scheme), len(stream.tags)) for stream in found] == [
+        ("43.20261121.2", 15),
+        ("stable-43.20261119", 8),
+        ("43", 3),
+        ("testing-43.20261122", 1),
+        ("stable-43", 1),
+    ]
+    assert found[0].tags[0] == "42.20260901"
+    assert list(found[0].tags[-3:]) == ["43.20261121", "43.20261121.1", "43.20261121.2"]
+
+
+def test_of_streams_with_as_many_versions_the_default_templates_comes_first_then_the_one_that_is_ahead() -> None:
+    tags = ["v9.1", "v9.2", "12.5-20261126", "13-20261127", "x1.1", "x99.1"]
+    assert [str(stream.scheme) for stream in streams(tags)] == [DEFAULT_TEMPLATE, "x99.1", "v9.2"]
+
+
+def test_there_may_be_no_stream() -> None:
+    assert streams(["latest", "sha256-" + "0" * 64, "", "²"]) == []
+
+
+@given(st.lists(st.from_regex(r"[a-c0-9._-]{1,12}|(v|)4[0-3][.-]2026112[0-9](\.[0-9])?", fullmatch=True), unique=True))
+def test_every_tag_with_a_number_is_in_one_stream_and_a_version_of_it(tags: list[str]) -> None:
+    found = streams(tags)
+    assert sorted(tag for stream in found for tag in stream.tags) == sorted(
+        tag for tag in tags if valid_tag(tag) and any(map(str.isdigit, tag))
+    )
+    for stream in found:
+        assert stream.scheme.ordered(reversed(stream.tags)) == list(stream.tags)
+
+
+def test_what_is_no_tag_is_no_version() -> None:
+    """A layout may have such names; Python turns no text of so many digits into a number."""
+    assert scheme_of("v1").ordered(["v2", "v" + "1" * 5000, "v3\n"]) == ["v2"]

@@ -11,7 +11,9 @@ signatures, attestations, our tables) is never a version. Pure: no clock, no reg
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from string import Formatter
 
@@ -36,16 +38,18 @@ class Scheme:
 
     def key(self, tag: str) -> Key | None:
         """What to order a tag by, None when it is no version of this scheme."""
-        match = self._pattern.fullmatch(tag)
+        match = self._pattern.fullmatch(tag) if valid_tag(tag) else None
         if match is None or tag.startswith("sha256-"):
             return None
         return tuple(tuple(map(int, re.findall("[0-9]+", part or ""))) for part in match.groups())
 
+    def ordered(self, tags: Iterable[str]) -> list[str]:
+        """Those of the tags that are versions, the oldest first."""
+        return sorted((tag for tag in tags if self.key(tag) is not None), key=lambda tag: (self.key(tag), tag))
+
     def newest(self, tags: Iterable[str]) -> str | None:
         """The newest of those tags that are versions, None when none is."""
-        return max(
-            (tag for tag in tags if self.key(tag) is not None), key=lambda tag: (self.key(tag), tag), default=None
-        )
+        return next(reversed(self.ordered(tags)), None)
 
 
 class Template(Scheme):
@@ -93,14 +97,43 @@ def scheme_of(version: str) -> Scheme:
     """
     if not valid_tag(version):
         raise InputError(f"version {version!r} is no valid tag: use letters, digits, and . _ - (128 at the most)")
-    if version.startswith("sha256-") or not any(map(str.isdigit, version)):
+    if not _numbered(version):
         raise InputError(
             f"{version!r} is no version: it has no number that another build could raise. A tag that moves from "
             f"version to version is given as --tag {version}"
         )
-    base = _BUILD.sub(r"\1", version)
-    parts = re.split(r"([0-9]+)", base)
-    return Scheme(version, "".join(_number(part) if part[:1].isdecimal() else re.escape(part) for part in parts))
+    return Scheme(version, _shape(version))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tags that are versions of one image, the oldest first, and the scheme that they have in common."""
+
+    scheme: Scheme
+    tags: Sequence[str]
+
+
+def streams(tags: Iterable[str]) -> list[Stream]:
+    """The streams of versions among the tags of a repository, the one that most likely matters first.
+
+    Tags are of one stream when the default template makes them, or when they differ in nothing but their numbers. Of
+    two streams, the one with more versions comes first, else that of the default template, else the one that has come
+    further. A stream's scheme is named after its newest version.
+    """
+    template = Template(DEFAULT_TEMPLATE)
+    shapes: dict[str, list[str]] = defaultdict(list)
+    for tag in tags:
+        if valid_tag(tag) and _numbered(tag):
+            shapes["" if template.key(tag) else _shape(tag)].append(tag)
+    found = [Stream(template, template.ordered(shapes.pop("", [])))]
+    for alike in shapes.values():
+        ordered = scheme_of(alike[0]).ordered(alike)
+        found.append(Stream(scheme_of(ordered[-1]), ordered))
+    return sorted(
+        (stream for stream in found if stream.tags),
+        key=lambda stream: (len(stream.tags), stream.scheme is template, stream.scheme.key(stream.tags[-1])),
+        reverse=True,
+    )
 
 
 def successor(version: str, taken: Collection[str]) -> str:
@@ -110,6 +143,17 @@ def successor(version: str, taken: Collection[str]) -> str:
     first = _BUILD.sub(r"\1", version)
     builds = [re.fullmatch(re.escape(first) + r"(?:\.([0-9]+))?", tag) for tag in taken]
     return f"{first}.{1 + max(int(build[1] or 0) for build in builds if build)}"
+
+
+def _numbered(tag: str) -> bool:
+    """Whether a tag may be a version: it has a number, and is not named after a digest."""
+    return not tag.startswith("sha256-") and any(map(str.isdigit, tag))
+
+
+def _shape(version: str) -> str:
+    """The pattern of all versions that have other numbers."""
+    parts = re.split(r"([0-9]+)", _BUILD.sub(r"\1", version))
+    return "".join(_number(part) if part[:1].isdecimal() else re.escape(part) for part in parts)
 
 
 _BUILD = re.compile(r"([0-9]{6,})\.[0-9]+$")
