@@ -132,6 +132,27 @@ class FaultyProxy:
         return exchange, fault or self.intercept(exchange)
 
 
+class Line(FaultyProxy):
+    """A line that may also break for good. `watch` hears of every request before it is handed on."""
+
+    end: int | None = None
+    last: Fault
+    watch: Callable[[Exchange], None] = staticmethod(lambda _: None)
+
+    def break_at(self, number: int, fault: Fault) -> None:
+        """The request of this number and all behind it."""
+        self.end, self.last = number, fault
+
+    def forget(self) -> None:
+        super().forget()
+        self.end = None
+        self.watch = lambda _: None
+
+    def intercept(self, exchange: Exchange) -> Fault | None:
+        self.watch(exchange)
+        return self.last if self.end is not None and exchange.number >= self.end else None
+
+
 class _HungUp(Exception):
     """The connection to the client is to be closed as it is."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ import pytest
 from rechunk_action import inspection, pipeline
 from rechunk_action.errors import AccessDenied, CorruptImage, InputError, RegistryError, RegistryUnavailable, TooLarge
 from rechunk_action.oci.config import image_manifest
-from rechunk_action.oci.image import CONFIG, INDEX, MANIFEST, Image, host_architecture
+from rechunk_action.oci.image import CONFIG, INDEX, MANIFEST, Image, digest_of, host_architecture
 from rechunk_action.oci.layout import read_image
-from rechunk_action.progress import Progress
+from rechunk_action.progress import Meter, Progress
 from rechunk_action.publish import RegistryWriter
 from rechunk_action.registry.client import Repository
 from rechunk_action.registry.image import RegistryBlobs, published_image
@@ -32,7 +33,7 @@ from rechunk_action.registry.tables import LABEL
 from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template, scheme_of
 from rechunk_action.source.names import parse_name
 from tests.building import Listener, build, places
-from tests.faulty_proxy import ALWAYS, Exchange, Fault, FaultyProxy
+from tests.faulty_proxy import ALWAYS, Exchange, Fault, Line
 from tests.registries import PASSWORD, USER, plain_registry, repository, token_registry
 from tests.support import archive, file, pack, write_layout
 
@@ -41,27 +42,6 @@ pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("small_components")]
 NAME = "owner/image"
 OTHER_TRAFFIC = 64_000
 """Bytes that a publish may send beside layers and their tables: manifests and a config."""
-
-
-class Line(FaultyProxy):
-    """A line that may also break for good."""
-
-    end: int | None = None
-    last: Fault
-    watch: Callable[[Exchange], None] = staticmethod(lambda _: None)
-
-    def break_at(self, number: int, fault: Fault) -> None:
-        """The request of this number and all behind it."""
-        self.end, self.last = number, fault
-
-    def forget(self) -> None:
-        super().forget()
-        self.end = None
-        self.watch = lambda _: None
-
-    def intercept(self, exchange: Exchange) -> Fault | None:
-        self.watch(exchange)
-        return self.last if self.end is not None and exchange.number >= self.end else None
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +125,12 @@ class TestAFirstBuild:
         assert versions_of(target) == {"42-20261126", "latest", "42"}
         assert {image_at(target, tag).digest for tag in versions_of(target)} == {report["digest"]}
         assert verified(target, "latest", tree)
+
+    @pytest.mark.parametrize("push", [False, True])
+    def test_says_that_it_publishes_only_where_it_does(self, tree: Path, target: str, push: bool) -> None:
+        said = io.StringIO()
+        publish(tree, target, push=push, progress=Progress(said))
+        assert ("publish to" in said.getvalue(), versions_of(target) != set()) == (push, push)
 
     def test_labels_say_what_it_is(self, tree: Path, target: str) -> None:
         publish(tree, target, labels=("a=b",))
@@ -333,7 +319,7 @@ class TestThePreviousImage:
             opened.put_manifest("43-20261127", json.dumps(index).encode(), INDEX)
         report = publish(tree, target, prev_ref=f"docker://{target}:42-20261127")
         assert report["prev_ref"].endswith(found.digest)
-        with pytest.raises(InputError, match=f"no image for {host_architecture()}, only for s390x"):
+        with pytest.raises(InputError, match=f"no image for {host_architecture()}, only for 's390x'"):
             publish(tree, target)
 
     def test_of_another_stream_of_versions_is_told(self, tree: Path, target: str) -> None:
@@ -414,7 +400,7 @@ class TestTables:
 class TestFinishedLayers:
     """Of an image without tables: an engine has them as files."""
 
-    def test_are_published_without_tables(self, target: str, tmp_path: Path) -> None:
+    def test_are_published_with_a_record_alone(self, target: str, tmp_path: Path) -> None:
         here = pack(archive(file("a", b"1")))
         with tempfile.TemporaryDirectory(dir="/dev/shm") as memory, self._writer(target, tmp_path) as writer:
             elsewhere = pack(archive(file("b", b"2")))
@@ -426,12 +412,22 @@ class TestFinishedLayers:
             assert not places[here].exists()  # moved: it was on the same file system
             assert places[elsewhere].exists()
             layers = [layer.blob for layer in places]
-            assert writer.upload(layers, lambda _: None) == {}
-            config = {"architecture": host_architecture(), "rootfs": {"diff_ids": [blob.diff_id for blob in layers]}}
+            meter = Meter()
+            labels = writer.upload(layers, b"record", meter)
+            assert meter.done == meter.total == sum(blob.size for blob in layers)
+            config = {
+                "architecture": host_architecture(),
+                "config": {"Labels": labels},
+                "rootfs": {"diff_ids": [blob.diff_id for blob in layers]},
+            }
             stored = writer.store_json(config, CONFIG)
             manifest = image_manifest(stored, [(blob, {}) for blob in layers], {})
             assert writer.commit(writer.store_json(manifest, MANIFEST), "7") == f"{target}:7"
-        assert tags_of(target) == {"7"}
+        assert versions_of(target) == {"7"}
+        assert _tables(target, "7") == {}
+        with client(target) as opened:
+            image = published_image(opened, "7", host_architecture())
+            assert image.blobs.record(digest_of(b"record")) == b"record"
         assert [blob.digest for blob in image_at(target, "7").layers] == [blob.digest for blob in layers]
 
     @contextlib.contextmanager
@@ -464,6 +460,15 @@ class TestALostLayer:
         assert [drop["reason"] for drop in report["dropped"]] == ["the registry does not have it any more"]
         assert report["layers"]["kept"] == first["layers"]["total"] - 1
         assert verified(target, report["version"], tree)
+
+    def test_is_not_asked_for_by_a_build_into_a_layout(self, tree: Path, target: str, tmp_path: Path) -> None:
+        publish(tree, target)
+        lost = image_at(target, "42-20261126").layers[0]
+        with client(target) as opened:
+            opened.session.request("DELETE", opened.path(f"blobs/{lost.digest}"), opened._push)
+        report = build(tree, f"oci:{tmp_path}/image", prev_ref=f"docker://{target}:42-20261126")
+        assert report["layers"]["kept"] > 0
+        assert verified_layout(tmp_path / "image", tree)
 
 
 class TestTwoRunsAtOnce:
@@ -601,6 +606,11 @@ class TestFaults:
     """Every request of a publish in turn goes wrong: no tag ever points at something incomplete, and the next run
     simply works.
     """
+
+    @pytest.fixture(autouse=True)
+    def look_back_on_one_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The requests for another one would be the same."""
+        monkeypatch.setattr(pipeline, "OLDER", 1)
 
     @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind} {fault.status}")
     def test_that_pass(self, tree: Path, target: str, line: Line, fault: Fault) -> None:

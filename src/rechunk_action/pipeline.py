@@ -6,13 +6,14 @@ output before the engine has compared the merged result with the source.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rechunk_action.engines.delta import delta
 from rechunk_action.engines.hhd import check as check_hhd
 from rechunk_action.engines.hhd import hhd
-from rechunk_action.errors import CorruptImage, InputError, TooLarge
+from rechunk_action.errors import Cancelled, CorruptImage, InputError, RegistryError, TooLarge
+from rechunk_action.history import published
 from rechunk_action.job import BuildOptions, Engine, Format, Job, Made, Previous, Writer
 from rechunk_action.oci.config import (
     CHUNKED_LABEL,
@@ -21,33 +22,45 @@ from rechunk_action.oci.config import (
     image_labels,
     image_manifest,
     load_config,
+    name_of,
+    timestamp,
 )
-from rechunk_action.oci.image import CONFIG, MANIFEST, Json, host_architecture
+from rechunk_action.oci.image import CONFIG, MANIFEST, Image, Json, digest_of, host_architecture
 from rechunk_action.oci.layout import LayoutWriter
-from rechunk_action.progress import Advance, Progress
+from rechunk_action.progress import Meter, Progress
 from rechunk_action.publish import RegistryWriter
+from rechunk_action.record import LABEL, LayerRecord, Record, encode_record, facts
+from rechunk_action.registry.image import RegistryBlobs
 from rechunk_action.registry.previous import Decision, find_previous
 from rechunk_action.registry.reference import Reference
+from rechunk_action.registry.tables import NOTHING
 from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Scheme, Template, scheme_of
-from rechunk_action.report.compare import format_size
+from rechunk_action.report import model
+from rechunk_action.report.size import format_size
+from rechunk_action.report.words import shown
 from rechunk_action.source.names import Name
 from rechunk_action.source.places import Places
 
 ENGINES: Mapping[str, Engine] = {"delta": delta, "hhd": hhd}
 
 LARGEST = 3
-"""Components that explain the size of an update."""
+"""Components that explain why an update is too large."""
+
+OLDER = 10
+"""Published versions that a report looks back on."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build has come to: the report that `--json` prints, the image's manifest, and a changelog, where the
-    engine wrote one.
-    """
+    """What a build has come to: the report that `--json` prints, and the image's manifest."""
 
-    report: Json
+    report: model.Build
     manifest: Json
-    changelog: str | None
+
+    def cancelled(self) -> Cancelled:
+        """What to raise when a request to stop comes while it is told."""
+        what = f"{self.report.ref} is there" if self.report.published else "nothing was published"
+        return Cancelled(f"cancelled when the image was complete: {what}")
 
 
 def build(options: BuildOptions, places: Places, progress: Progress) -> Built:
@@ -66,10 +79,12 @@ def build(options: BuildOptions, places: Places, progress: Progress) -> Built:
             for notice in source.notices:
                 progress.notice(notice)
             _check_size(made, job)
-            act = "publish to" if options.output.transport == "docker" else "finish"
-            with progress.phase("publish", f"{act} {options.output}", _update_size(made)) as advance:
-                finished = _finish(job, made, advance)
-    return Built(_report(finished, made, progress), finished.manifest, made.changelog)
+            older = _older(job, places)
+            act = "publish to" if options.output.transport == "docker" and options.push else "finish"
+            act = f"sign and {act}" if options.sign_key and options.push else act
+            with progress.phase("publish", f"{act} {options.output}") as meter:
+                finished = _finish(job, made, meter)
+    return Built(_report(finished, made, older, job), finished.manifest)
 
 
 def previous_image(
@@ -86,6 +101,8 @@ def _scheme(version: Template | str | None) -> Scheme:
 def _with_version_tag(options: BuildOptions) -> BuildOptions:
     """A tag in the name of a published image is its version."""
     if options.output.transport != "docker":
+        if options.sign_key:
+            raise InputError(f"--sign-key signs what is published in a registry, and {options.output} is in none")
         if options.tags and options.repository is None:
             raise InputError("--tag points a tag of a registry at the image: name an OUTPUT in one, docker://...")
         return options
@@ -104,7 +121,14 @@ def _open_writer(options: BuildOptions, places: Places, progress: Progress) -> W
     if options.output.transport == "oci":
         return LayoutWriter(options.output.path, options.output.tag)
     repository = places.repository(options.output.reference)
-    return RegistryWriter(repository, options.tags, push=options.push, scratch=options.scratch, notice=progress.notice)
+    return RegistryWriter(
+        repository,
+        options.tags,
+        push=options.push,
+        sign_key=options.sign_key,
+        scratch=options.scratch,
+        notice=progress.notice,
+    )
 
 
 def _previous(
@@ -121,7 +145,7 @@ def _previous(
         return None, "requested" if options.fresh else "first build", _asked(options) or "plain"
     if options.prev_ref:
         progress.decision(f"previous image: {name}, as asked for")
-    architecture = (config or {}).get("architecture") or host_architecture()
+    architecture = _architecture(config)
     try:
         image = places.image(name, architecture)
     except CorruptImage as error:
@@ -146,7 +170,38 @@ def _previous(
             "(docs/formats.md)"
         )
         return None, f"the format changes from {was} to {format_}", format_
-    return Previous(name.pinned(image.digest), image), "", format_
+    _believe_signed(image, options, progress)
+    known = facts(image, name.pinned(image.digest), _version_of(name, image, options))
+    return Previous(image, known), "", format_
+
+
+def _believe_signed(image: Image, options: BuildOptions, progress: Progress) -> None:
+    """Give up what is stored beside a previous image that the key of the new one has not signed.
+
+    The layers that are kept are known by that, so a signature would vouch for what anybody has written to the registry.
+    """
+    key, blobs = options.sign_key, image.blobs
+    if key is None or options.engine != "delta" or not isinstance(blobs, RegistryBlobs):
+        return
+    from rechunk_action.registry.signature import is_signed  # noqa: PLC0415  # takes 0.03 s to load
+
+    if not is_signed(blobs.repository, image.digest, key.public_key()):
+        blobs.beside = NOTHING
+        progress.notice(
+            f"{blobs}@{image.digest} is not signed by this key, so nothing that is stored beside it is believed: its "
+            "layers are read"
+        )
+
+
+def _version_of(previous: Name, image: Image, options: BuildOptions) -> str:
+    """The version of the previous image: the tag by which it was found, or what the image that was named says."""
+    tag = previous.reference.tag if previous.transport == "docker" else None
+    return (options.prev_ref and image.labels.get(VERSION_LABEL)) or tag or ""
+
+
+def _architecture(config: Json | None) -> str:
+    """That of the source, this machine's where it tells none."""
+    return (config or {}).get("architecture") or host_architecture()
 
 
 def _asked(options: BuildOptions) -> Format | None:
@@ -156,8 +211,7 @@ def _asked(options: BuildOptions) -> Format | None:
 
 def _newest(options: BuildOptions, places: Places, progress: Progress) -> Name | None:
     """The newest version that is published, for a build that names no previous image."""
-    published = options.output.transport == "docker"
-    repository = options.repository or (options.output.reference if published else None)
+    repository = _repository(options)
     if repository is None:
         return None
     decision = previous_image(repository, options.version, options.tags, places)
@@ -168,6 +222,33 @@ def _newest(options: BuildOptions, places: Places, progress: Progress) -> Name |
     return Name("docker", f"{repository.name}:{decision.tag}@{decision.digest}")
 
 
+def _repository(options: BuildOptions) -> Reference | None:
+    """Where the versions before this one are published."""
+    return options.repository or (options.output.reference if options.output.transport == "docker" else None)
+
+
+def _older(job: Job, places: Places) -> list[model.Facts]:
+    """The newest published versions, the oldest first. They are there for the report: that they cannot be read is no
+    reason to fail.
+    """
+    options, progress, reference = job.options, job.progress, _repository(job.options)
+    if reference is None:
+        return []
+    with progress.phase("history", f"read the versions in {reference.name}"):
+        try:
+            return published(
+                places.repository(reference),
+                _scheme(options.version),
+                last=OLDER,
+                moving=options.tags,
+                architecture=_architecture(job.config),
+                notice=progress.detail,
+            )
+        except (InputError, RegistryError) as fault:
+            progress.notice(f"the report tells nothing of older versions: {fault}")
+            return []
+
+
 @dataclass(frozen=True)
 class Finished:
     """An image that is there for all to see."""
@@ -175,31 +256,34 @@ class Finished:
     ref: str
     digest: str
     version: str
+    created: str
     manifest: Json
 
 
-def _finish(job: Job, made: Made, advance: Advance) -> Finished:
+def _finish(job: Job, made: Made, meter: Meter) -> Finished:
     """Upload what is new, store config and manifest, and make the image visible.
 
     The version is settled last, when all else is there: another run may publish at the same time.
     """
     options, writer = job.options, job.writer
     created = job.created()
-    inherited = ((job.config or {}).get("config") or {}).get("Labels") or {}
     blobs = [layer.blob for layer in made.layers]
-    tables = writer.upload(blobs, advance)
+    record = encode_record(
+        Record(packages=made.packages, layers=[LayerRecord(layer.components, layer.dead) for layer in made.layers])
+    )
+    beside = {**writer.upload(blobs, record, meter), LABEL: digest_of(record)}
     while True:
         settled = writer.settle(made.version)
         _check_order(made, settled, job)
         labels = image_labels(
-            inherited,
+            job.labels,
             [made.filled.get(label, label) for label in options.labels],
             version=settled,
             created=created,
             chunks=len(blobs),
             prev_ref=made.previous.ref if made.previous else None,
             engine=options.engine,
-            own={**made.labels, **tables},
+            own={**made.labels, **beside},
         )
         document = image_config(
             job.config,
@@ -213,7 +297,8 @@ def _finish(job: Job, made: Made, advance: Advance) -> Finished:
         descriptor = writer.store_json(manifest, MANIFEST)
         ref = writer.commit(descriptor, settled)
         if ref is not None:
-            return Finished(ref, descriptor["digest"], labels.get(VERSION_LABEL, ""), manifest)
+            version = labels.get(VERSION_LABEL, "")
+            return Finished(ref, descriptor["digest"], version, document["created"], manifest)
 
 
 def _check_order(made: Made, version: str | None, job: Job) -> None:
@@ -234,57 +319,97 @@ def _check_size(made: Made, job: Job) -> None:
     """Raises `TooLarge` for an update that costs users more than they should pay. A fresh image may, if it was asked
     for: one that merely came out so costs those who have the previous image as much.
     """
-    size, limit = _update_size(made), job.options.max_update_size
-    if job.previous is None or limit is None or size <= limit:
+    limit = job.options.max_update_size
+    if job.previous is None or limit is None:
+        return
+    update = _update(made, _facts(_unmade(job, made), made, job.options.engine))
+    size = update.bytes
+    if size <= limit:
         return
     if made.previous is None:
         raise TooLarge(
             f"a fresh image ({made.reason}) costs users {format_size(size)}, and {format_size(limit)} are allowed: "
-            "build with --fresh once, if that is what it takes, or raise --max-update-size"
+            "build with --fresh once, if that is what it takes, or raise --max-update-size",
+            update,
+            limit,
         )
-    largest = list(made.components.items())[:LARGEST]
+    most = [f"{shown(model.label_of(line.name))} ({format_size(line.bytes)})" for line in update.components[:LARGEST]]
     raise TooLarge(
         f"this update costs users {format_size(size)}, and {format_size(limit)} are allowed; the most of it is "
-        f"{', '.join(f'{name} ({format_size(part)})' for name, part in largest)}: "
-        "raise --max-update-size, or build without that change"
+        f"{', '.join(most)}: "
+        "raise --max-update-size, or build without that change",
+        update,
+        limit,
     )
 
 
-def _update_size(made: Made) -> int:
-    """Bytes of the layers that the previous image does not have; of all layers, where there is none."""
-    held = made.previous.image.digests if made.previous else set()
-    return sum(layer.blob.size for layer in made.layers if layer.blob.digest not in held)
+def _unmade(job: Job, made: Made) -> Finished:
+    """What an image would have been called."""
+    output, version = job.options.output, made.version or ""
+    ref = f"{output.reference.name}{version and f':{version}'}" if output.transport == "docker" else str(output)
+    return Finished(ref, "", version, timestamp(job.created()), {})
 
 
-def _report(finished: Finished, made: Made, progress: Progress) -> Json:
-    previous, layers = made.previous, made.layers
-    image = sum(layer.blob.size for layer in layers)
+def _report(finished: Finished, made: Made, older: Sequence[model.Facts], job: Job) -> model.Build:
+    options, layers = job.options, made.layers
+    new, repository = _facts(finished, made, options.engine), _repository(options)
+    update = _update(made, new)
+    size = sum(layer.blob.size for layer in layers)
     kept = [layer for layer in layers if layer.kept]
-    return {
-        "ref": finished.ref,
-        "digest": finished.digest,
-        "version": finished.version,
-        "prev_ref": previous.ref if previous else None,
-        "fresh": previous is None,
-        "reason": made.reason,
-        "layers": {"total": len(layers), "kept": len(kept), "new": len(layers) - len(kept)},
-        "bytes": {
-            "image": image,
-            "update": _update_size(made),
-            "kept": sum(layer.blob.size for layer in kept),
-            "live": image - made.dead,
-            "dead": made.dead,
-        },
-        "new": [
-            {"name": layer.comment, "digest": layer.blob.digest, "bytes": layer.blob.size}
-            for layer in layers
-            if not layer.kept
+    dead = sum(layer.dead for layer in layers)
+    return model.Build(
+        schema=model.SCHEMA,
+        ref=finished.ref,
+        digest=finished.digest,
+        version=finished.version,
+        prev_ref=made.previous.ref if made.previous else None,
+        fresh=made.previous is None,
+        published=options.push or options.output.transport == "oci",
+        reason=made.reason,
+        layers=model.Layers(total=len(layers), kept=len(kept), new=len(layers) - len(kept)),
+        bytes=model.Bytes(
+            image=size,
+            update=update.bytes,
+            kept=sum(layer.blob.size for layer in kept),
+            live=size - dead,
+            dead=dead,
+        ),
+        budget=model.Budget(overhead=options.max_overhead, layers=options.max_layers, update=options.max_update_size),
+        update=update,
+        history=model.history(repository.name, [*older, new], scheme=str(_scheme(options.version)))
+        if repository and older
+        else None,
+        dropped=[
+            model.Dropped(layer=drop.index, reason=drop.reason, live=drop.live, dead=drop.dead) for drop in made.drops
         ],
-        "components": made.components,
-        "dropped": [
-            {"layer": drop.index, "reason": drop.reason, "live": drop.live, "dead": drop.dead} for drop in made.drops
+        findings=made.findings,
+        changelog=made.changelog,
+        seconds={name: round(seconds, 3) for name, seconds in job.progress.seconds.items()},
+        disk=made.disk,
+    )
+
+
+def _update(made: Made, new: model.Facts) -> model.Update:
+    return model.update(made.previous.facts if made.previous else None, new)
+
+
+def _facts(finished: Finished, made: Made, engine: str) -> model.Facts:
+    """What is known of the new image, as `record.facts` will know it."""
+    return model.Facts(
+        ref=finished.ref,
+        digest=finished.digest,
+        version=finished.version,
+        created=finished.created,
+        engine=engine,
+        layers=[
+            model.LayerFacts(
+                digest=layer.blob.digest,
+                bytes=layer.blob.size,
+                name=name_of(layer.annotations, layer.comment),
+                components=layer.components,
+                dead=layer.dead,
+            )
+            for layer in made.layers
         ],
-        "changelog": made.changelog,
-        "seconds": {name: round(seconds, 3) for name, seconds in progress.seconds.items()},
-        "disk": made.disk,
-    }
+        packages=made.packages,
+    )

@@ -1,8 +1,10 @@
-"""Publishing: blobs, then tables, then the manifest by its digest, then the version's tag, and last the moving tags.
+"""Publishing: blobs, then tables and record, then the manifest by its digest, then its signature, then the version's
+tag, last the moving tags.
 
-A tag is put only when everything under it is there, so that wherever this ends, no tag points at something incomplete:
-what was uploaded and is not tagged yet is what the next run finds and need not upload again. Kept layers are where they
-were: in the same repository nothing is done for them, in another one of the same registry they are mounted.
+A tag is put only when everything under it is there, and signed where there is a key, so that wherever this ends, no tag
+points at something incomplete or unsigned: what was uploaded and is not tagged yet is what the next run finds and need
+not upload again. Kept layers are where they were: in the same repository nothing is done for them, in another one of
+the same registry they are mounted.
 
 Two runs at the same time both publish a version, as the later one takes the next free name. Moving tags are whose who
 comes last, and who comes last says so.
@@ -14,17 +16,21 @@ import json
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rechunk_action.errors import Cancelled, CorruptImage, EnvironmentLack
+from rechunk_action.errors import Cancelled, CorruptImage, EnvironmentLack, RegistryError
 from rechunk_action.oci.image import MANIFEST, Blobs, Image, Json, digest_of
 from rechunk_action.oci.stage import Stage, blob_path, table_path
 from rechunk_action.oci.table import Blob, Table
-from rechunk_action.progress import Advance
+from rechunk_action.progress import Meter
 from rechunk_action.registry.client import Repository
 from rechunk_action.registry.image import RegistryBlobs
 from rechunk_action.registry.tables import EMPTY, LABEL, tables_manifest, tables_tag
 from rechunk_action.registry.versions import successor
 from rechunk_action.workers import Workers
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 UPLOADS = 4
 """Blobs on their way at once: enough to fill a line while another one waits for its answer."""
@@ -39,16 +45,18 @@ class RegistryWriter(Stage):
         moving: Collection[str],
         *,
         push: bool = True,
+        sign_key: EllipticCurvePrivateKey | None = None,
         scratch: Path,
         notice: Callable[[str], None],
     ) -> None:
         """`moving` are tags to point at the image in the end, `scratch` is a directory to be in. Without `push`, all is
-        done but the sending.
+        done but the sending; without `sign_key`, the image stays unsigned.
 
         Raises `RegistryError` when the repository cannot be read, `EnvironmentLack` when there is no room to work in.
         """
         self._repository = repository
         self._push = push
+        self._sign_key = sign_key
         self._notice = notice
         self._before = {tag: self._digest_at(tag) for tag in moving}
         self._elsewhere: dict[str, Blobs] = {}
@@ -83,11 +91,11 @@ class RegistryWriter(Stage):
         else:
             blob_path(self._stage, digest).symlink_to(path)
 
-    def upload(self, layers: Sequence[Blob], advance: Advance) -> Mapping[str, str]:
-        """Bring layers and their tables into the repository. Returns the labels by which the image finds the tables:
-        none for layers that have none.
+    def upload(self, layers: Sequence[Blob], record: bytes, meter: Meter) -> Mapping[str, str]:
+        """Bring layers, their tables and the image's record into the repository. Returns the labels by which the image
+        finds what is beside it. Layers that have no tables have none at all.
 
-        `advance` is told of bytes of layers as they are sent.
+        `meter` expects the bytes of layers that have to be sent, and is told of them.
         """
         unique = {blob.digest: blob for blob in layers}
         for digest in unique:
@@ -95,16 +103,20 @@ class RegistryWriter(Stage):
             if digest not in self._tables and stored.exists():
                 data = stored.read_bytes()
                 self._tables[digest] = {"digest": digest_of(data), "size": len(data)}
-        if self._tables:
-            document = tables_manifest([self._tables[blob.digest] for blob in layers])
-            self._artifact = self.store_json(document, MANIFEST)
+        tables = [self._tables[blob.digest] for blob in layers] if self._tables else []
+        document = tables_manifest(tables, {"digest": digest_of(record), "size": len(record)})
+        self._artifact = self.store_json(document, MANIFEST)
         if self._push:
             with Workers(UPLOADS) as workers:
-                for _ in workers.map(lambda blob: self._upload_layer(blob, advance), unique.values()):
+                lacking = zip(unique.values(), workers.map(self._lacks, unique.values()), strict=True)
+                missing = [blob for blob, lacks in lacking if lacks]
+                meter.expect(sum(blob.size for blob in missing))
+                for _ in workers.map(lambda blob: self._upload_layer(blob, meter), missing):
                     pass
                 for _ in workers.map(self._upload_table, unique):
                     pass
-        return {LABEL: self._artifact["digest"]} if self._artifact else {}
+            self._upload(record)
+        return {LABEL: self._artifact["digest"]}
 
     def settle(self, version: str | None) -> str | None:
         """The version that the image gets: the one asked for, or the next free build of it."""
@@ -131,8 +143,9 @@ class RegistryWriter(Stage):
         self._put(digest, data)
         if version and self._digest_at(version) not in (None, digest):
             return None
-        if self._artifact:
-            self._put(tables_tag(config), self._staged(self._artifact))
+        if self._sign_key:
+            self._sign(digest, self._sign_key)
+        self._put(tables_tag(config), self._staged(self._artifact))
         try:
             if version:
                 self._put(version, data)
@@ -146,17 +159,20 @@ class RegistryWriter(Stage):
                 "publishing again is safe"
             ) from None
 
-    def _upload_layer(self, blob: Blob, advance: Advance) -> None:
-        """Bring a layer into the repository, unless it is there already."""
-        path = blob_path(self._stage, blob.digest)
+    def _lacks(self, blob: Blob) -> bool:
+        """Whether a layer has to be sent: it is not there, and the registry has not taken it over from elsewhere."""
+        here = blob_path(self._stage, blob.digest).exists()
         origin = self._elsewhere.get(blob.digest)
-        if not (origin or path.exists()) or self._has(blob):
-            return
-        if origin and not path.exists():
-            if self._mounted(blob.digest, origin):
-                return
-            origin.fetch(blob, path)
-        self._repository.upload(blob.digest, blob.size, lambda: path.open("rb"), advance)
+        if not (origin or here) or self._has(blob):
+            return False
+        return here or not (origin and self._mounted(blob.digest, origin))
+
+    def _upload_layer(self, blob: Blob, meter: Meter) -> None:
+        path = blob_path(self._stage, blob.digest)
+        if not path.exists():
+            meter.expect(blob.size)
+            self._elsewhere[blob.digest].fetch(blob, path, meter)
+        self._repository.upload(blob.digest, blob.size, lambda: path.open("rb"), meter)
 
     def _has(self, blob: Blob) -> bool:
         try:
@@ -183,6 +199,17 @@ class RegistryWriter(Stage):
 
     def _put(self, reference: str, manifest: bytes) -> None:
         self._repository.put_manifest(reference, manifest, MANIFEST)
+
+    def _sign(self, digest: str, key: EllipticCurvePrivateKey) -> None:
+        from rechunk_action.registry.signature import sign  # noqa: PLC0415  # takes 0.03 s to load
+
+        try:
+            sign(self._repository, digest, key)
+        except (RegistryError, CorruptImage) as fault:
+            raise RegistryError(
+                f"{self._repository}@{digest} is there, but could not be signed, so no tag was put: {fault}. Publish "
+                "again when that is mended; what is there is not sent again"
+            ) from None
 
     def _move(self, tag: str, digest: str, manifest: bytes) -> None:
         """Point a moving tag at the image, and tell whether somebody else has moved it since this run began."""
