@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from rechunk_action import pipeline
 from rechunk_action.job import BuildOptions, HhdOptions
 from rechunk_action.oci.compression import parse_compression
@@ -51,8 +53,19 @@ class Listener(Progress):
 
 
 def build(source: Path | str, output: Path | str, **options: Any) -> Json:
-    """Build an image; the report. `source` is a directory or a name, `output` a layout or a name."""
-    return built(source, output, **options).report
+    """Build an image; the report as JSON has it. `source` is a directory or a name, `output` a layout or a name."""
+    report: Json = msgspec.to_builtins(built(source, output, **options).report)
+    return report
+
+
+def new_layers(report: Json) -> list[Json]:
+    """Those of an update, of a report."""
+    return [layer for layer in report["update"]["layers"] if layer["state"] == "new"]
+
+
+def new_components(report: Json) -> dict[str, int]:
+    """Bytes of new layers by component, of a report."""
+    return {line["name"]: line["bytes"] for line in report["update"]["components"]}
 
 
 def built(source: Path | str, output: Path | str, **options: Any) -> Built:
@@ -70,11 +83,13 @@ def built(source: Path | str, output: Path | str, **options: Any) -> Built:
         "labels": (),
         "version": None,
         "push": True,
+        "sign_key": None,
         "max_update_size": None,
         "config": None,
         "created": None,
         "now": datetime(2026, 11, 26, tzinfo=UTC),
         "verify": True,
+        "strict": False,
         "threads": 2,
         "scratch": Path(tempfile.gettempdir()),
         "hhd": HhdOptions(),

@@ -206,12 +206,13 @@ def podman(environment: Mapping[str, str], *command: str | Path) -> str:
 
 
 @contextmanager
-def in_docker(layout: Path, name: str) -> Iterator[str]:
+def in_docker(layout: Path, name: str, tag: str = "") -> Iterator[str]:
     """The image of a layout, loaded into docker under a name. Its ID."""
     docker, skopeo = program("docker", "docker.io"), program("skopeo", "skopeo")
     with tempfile.TemporaryDirectory() as directory:
         saved = Path(directory, "image.tar")
-        run(skopeo, "copy", "--insecure-policy", f"oci:{layout}", f"docker-archive:{saved}:{name}")
+        source = f"oci:{layout}:{tag}" if tag else f"oci:{layout}"
+        run(skopeo, "copy", "--insecure-policy", source, f"docker-archive:{saved}:{name}")
         run(docker, "load", "--input", saved)
     try:
         yield run(docker, "image", "inspect", "--format", "{{.Id}}", name).strip()

@@ -15,16 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.demo_action import overhead
-from bench.workflows import BASE, Site
+from bench.workflows import BASE, REPOSITORY, Done, Site
 from rechunk_action import __version__
 from rechunk_action.oci.image import host_architecture
 from rechunk_action.registry.image import published_image
+from rechunk_action.registry.signature import is_signed
 from tests.containers import action_image, base
+from tests.github_api import TOKEN, FakeGitHub, serving
 from tests.oracles import program, run
 from tests.rechunker import FAULTS, rechunker_image, small_tree
 from tests.registries import repository
+from tests.signing import key_text
 
 pytestmark = pytest.mark.oracle
 
@@ -58,12 +62,12 @@ def site(root: Path) -> Iterator[Site]:
 
 
 @contextmanager
-def opened(root: Path) -> Iterator[Site]:
+def opened(root: Path, **environment: str) -> Iterator[Site]:
     program("docker-registry", "docker-registry")
     # podman wants a short path, and one on a disk.
     with (
         tempfile.TemporaryDirectory(prefix="site-", dir="/var/tmp") as place,
-        Site(Path(place), root, {"RECHUNK_ACTION_IMAGE": action_image()}) as site,
+        Site(Path(place), root, {"RECHUNK_ACTION_IMAGE": action_image(), **environment}) as site,
     ):
         yield site
         assert site.containers == []
@@ -76,6 +80,9 @@ def tags(site: Site) -> set[str]:
 
 
 def test_a_build_and_its_update(site: Site) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    text = key_text("", key).replace("\n", "\\n")
+    (site.place / "repository/.secrets").write_text(f'SIGNING_SECRET="{text}"\n')  # where act looks for them
     first = site.run(EXAMPLE)
     assert site.scratch == []
     assert (first.status, first.outputs["fresh"], first.outputs["prev-ref"]) == (0, "true", "")
@@ -89,6 +96,10 @@ def test_a_build_and_its_update(site: Site) -> None:
     assert second.outputs["prev-ref"] == f"{site.repository}:{first.outputs['version']}@{first.outputs['digest']}"
     assert 0 < int(second.outputs["update-size"]) < 2000 < int(second.outputs["image-size"])
     assert re.search(r"Users download \d+\sbytes", second.summary)
+
+    host, _, name = site.repository.partition("/")
+    with repository(host, name) as published:
+        assert all(is_signed(published, done.outputs["digest"], key.public_key()) for done in (first, second))
 
     pulled = site.podman("pull", "--quiet", "--tls-verify=false", f"{site.repository}:latest").strip()
     labels = json.loads(site.podman("image", "inspect", pulled))[0]["Labels"]
@@ -107,16 +118,39 @@ def test_fresh_on_demand_and_on_the_first_of_a_month(site: Site) -> None:
         assert (done.status, done.outputs["fresh"]) == (0, fresh)
 
 
-def test_a_pull_request_reports_and_publishes_nothing(site: Site) -> None:
-    assert site.run(EXAMPLE).status == 0
-    before = tags(site)
-    (site.files / "etc/motd").write_text("proposed\n")
-    request = {"number": 1, "base": {"ref": "main"}, "head": {"ref": "change"}}
-    done = site.run(EXAMPLE, "pull_request", ref="refs/pull/1/merge", pull_request=request)
-    assert (done.status, done.outputs["fresh"]) == (0, "false")
-    assert 0 < int(done.outputs["update-size"]) < 2000
-    assert "Nothing was published" in done.summary
-    assert tags(site) == before
+def test_a_pull_request_reports_and_publishes_nothing(root: Path) -> None:
+    """In one comment, which is kept up to date, and in the end says that the request costs more than it may."""
+    github = FakeGitHub(repository=REPOSITORY)
+    request = {"number": 7, "base": {"ref": "main"}, "head": {"ref": "change"}}
+
+    def propose(site: Site, inputs: str = "") -> Done:
+        """The request's workflow, with more inputs."""
+        last = "          tls-verify: ${{ env.TLS_VERIFY }}\n"
+        more = f"{last}          token: {TOKEN}\n{inputs}"
+        return site.run(EXAMPLE, "pull_request", replace=(last, more), ref="refs/pull/7/merge", pull_request=request)
+
+    with serving(github) as address, opened(root, GITHUB_API_URL=address) as site:
+        first = site.run(EXAMPLE)
+        assert first.status == 0, first.log[-3000:]
+        assert github.asked == []
+        before = tags(site)
+        (site.files / "etc/motd").write_text("proposed\n")
+        done = propose(site)
+        assert (done.status, done.outputs["fresh"]) == (0, "false")
+        assert 0 < int(done.outputs["update-size"]) < 2000
+        assert "Nothing was published" in done.summary
+        [comment] = github.comments
+        assert f"costs your users **{done.outputs['update-size']}" in comment["body"]
+        (site.files / "large").write_bytes(os.urandom(300_000))
+        done = propose(site, "          max-update-size: 0.1\n")
+        assert done.status != 0
+        [error] = done.errors
+        assert "the most of it is" in error
+        assert "Nothing was published" in done.summary
+        [comment] = github.comments
+        assert "that are allowed. The largest: " in comment["body"]
+        assert [line.partition(" ")[0] for line in github.written] == ["POST", "PATCH"]
+        assert tags(site) == before
 
 
 @pytest.mark.parametrize("example", ["minimal.yml", "matrix.yml", "migrate-from-hhd-rechunk/after.yml"])

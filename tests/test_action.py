@@ -16,24 +16,26 @@ from typing import Any
 import click
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from rechunk_action import action, options
 from rechunk_action.action import WITHOUT_MEANING, credentials, deadline, plain, translate
 from rechunk_action.cli import cli
 from rechunk_action.errors import InputError, Overdue
 from rechunk_action.registry.reference import parse_reference
+from rechunk_action.registry.signature import is_signed
 from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template
-from rechunk_action.report.summary import MAX_SUMMARY, changelog, escape, summary
+from rechunk_action.report.comment import marker
+from rechunk_action.report.markdown import escape
 from tests.faulty_proxy import ALWAYS, FaultyProxy
+from tests.github_api import REPOSITORY, TOKEN, FakeGitHub, Fault, serving
 from tests.registries import PASSWORD, USER, plain_registry, token_registry
+from tests.registries import repository as client
+from tests.signing import key_text
 
 GIVEN = {"ref": "localhost/image", "repository": "ghcr.io/Owner/Image"}
 
 ROOT = Path(__file__).parent.parent
-
-HOSTILE = "<script>alert(1)</script> | `x` **b** \n::error::no\r\n##[error]no [a](b) @owner #1 \x1b[31m"
 
 
 @pytest.fixture
@@ -118,6 +120,7 @@ class TestAStep:
         assert 0 < int(second["update-size"]) < 1000
         assert "**Users download" in runner.page.read_text()
         assert f"## {escape(second['version'])}" in Path(second["changelog"]).read_text()
+        assert second["version"] in Path(second["page"]).read_text()
 
     def test_labels_the_image_with_what_the_workflow_knows(self, runner: Runner, registry: str) -> None:
         runner.environment = {
@@ -160,8 +163,23 @@ class TestAStep:
         (runner.temp / "rechunk-results").write_text("in the way")
         done = runner.run(repository=f"{registry}/owner/pageless", push="true")
         assert done.returncode == 0
-        assert "the image is complete, but" in done.stdout
+        assert re.search("::notice.*could not be written: .*; the image is not concerned", done.stdout)
         assert runner.outputs["digest"].startswith("sha256:")
+        assert "**Users download" in runner.page.read_text()
+
+    def test_never_fails_for_want_of_a_summary(self, runner: Runner, registry: str) -> None:
+        runner.environment["GITHUB_STEP_SUMMARY"] = "/dev/full"
+        done = runner.run(repository=f"{registry}/owner/unsummed", push="true")
+        assert done.returncode == 0
+        assert "/dev/full could not be written: No space left on device; the image is not concerned" in done.stdout
+        assert Path(runner.outputs["page"]).exists()
+
+    def test_that_cannot_tell_later_steps_says_that_the_image_is_there(self, runner: Runner, registry: str) -> None:
+        runner.environment["GITHUB_OUTPUT"] = "/dev/full"
+        done = runner.run(repository=f"{registry}/owner/untold", push="true", version="1")
+        assert done.returncode == 3
+        said = f"::error.*::{registry}/owner/untold:1 is there, and later steps cannot be told of it"
+        assert re.search(said, done.stdout)
 
     def test_clears_its_scratch_space_and_leaves_word(self, runner: Runner, registry: str) -> None:
         (runner.temp / "scratch").mkdir()
@@ -206,6 +224,19 @@ class TestAStep:
                 files = "".join(path.read_text() for path in runner.temp.rglob("*") if path.is_file())
                 assert not [word for word in (secret, "github-token") if word in "".join(shown) + files]
 
+    def test_signs_with_a_key_that_it_never_shows(self, runner: Runner, registry: str) -> None:
+        key, repository = ec.generate_private_key(ec.SECP256R1()), f"{registry}/owner/signed"
+        secrets = {"sign_key": key_text("the-password", key), "sign_password": "the-password"}
+        done = runner.run(repository=repository, push="true", **secrets)
+        assert (done.returncode, done.stderr) == (0, "")
+        with client(registry, "owner/signed") as published:
+            assert is_signed(published, runner.outputs["digest"], key.public_key())
+        shown = [line for line in done.stdout.splitlines() if not line.startswith("::add-mask::")]
+        written = "".join(path.read_text() for path in runner.temp.rglob("*") if path.is_file())
+        for secret in ("the-password", *secrets["sign_key"].splitlines()):
+            assert f"::add-mask::{secret}\n" in done.stdout
+            assert secret not in "".join(shown) + written
+
     def test_fails_with_one_error_that_says_what_to_do(self, runner: Runner) -> None:
         for inputs, code, text in (
             ({"repository": "localhost:1/o/i"}, 4, "nothing listens at localhost:1: start the registry"),
@@ -214,6 +245,13 @@ class TestAStep:
             ({"repository": "localhost:1/o/i", "max_layers": "many"}, 2, "Invalid value for input max-layers"),
             ({"ref": ""}, 2, "Missing input ref"),
             ({"output": "image", "push": "true"}, 2, "leave one out"),
+            ({"output": "image", "sign_key": key_text("")}, 2, "input sign-key signs what is published in a registry"),
+            ({"repository": "localhost:1/o/i", "sign_key": "x"}, 2, "input sign-key holds no private key of cosign"),
+            (
+                {"repository": "localhost:1/o/i", "sign_key": key_text("p")},
+                2,
+                "input sign-key cannot be opened with the password in input sign-password",
+            ),
             ({"output": "image", "engine": "other"}, 2, "Invalid value for input engine"),
             ({"output": "image", "push": "maybe"}, 2, "Invalid value for input push"),
             ({"output": "image", "tags": "a b"}, 2, "'a b' is no valid tag"),
@@ -233,6 +271,21 @@ class TestAStep:
         assert re.search(r"costs users 30\d.\d\s*kB, and 100.0\s*kB are allowed", done.stdout)
         assert "raise input max-update-size" in done.stdout
         assert runner.run(repository=repository, push="true", max_update_size="0.4").returncode == 0
+
+    def test_what_is_too_large_is_told_to_readers_of_the_summary(self, runner: Runner, registry: str) -> None:
+        repository = f"{registry}/owner/refused"
+        assert runner.run(repository=repository, push="true").returncode == 0
+        (runner.tree / "large").write_bytes(os.urandom(300_000))
+        for push in ("true", "false"):
+            runner.page.write_text("")
+            runner.output.write_text("")
+            assert runner.run(repository=repository, push=push, max_update_size="0.1").returncode == 5
+            text = runner.page.read_text().replace("\N{NO-BREAK SPACE}", " ")
+            assert re.search(
+                r"\*\*Nothing was published\*\*: users would download \*\*30\d\.\d kB\*\*, and 100\.0 kB", text
+            )
+            assert re.search(r"\n\| .* \| 30\d\.\d kB \|", text)
+            assert runner.outputs == {}
 
     def test_hostile_names_are_text(self, runner: Runner, registry: str) -> None:
         (runner.tree / "::error::x").write_text("x")
@@ -276,6 +329,116 @@ class TestAStep:
         assert set(runner.temp.iterdir()) == before
 
 
+@pytest.fixture
+def github(runner: Runner) -> Iterator[FakeGitHub]:
+    """GitHub, as the step finds it in a workflow for pull request 7."""
+    fake = FakeGitHub()
+    with serving(fake) as address:
+        runner.environment = {
+            "GITHUB_API_URL": address,
+            "GITHUB_REPOSITORY": REPOSITORY,
+            "GITHUB_SHA": "0123",
+            "INPUT_TOKEN": TOKEN,
+            "RECHUNK_PULL_REQUEST": "7",
+        }
+        yield fake
+
+
+@pytest.mark.oracle
+class TestOnGitHub:
+    def test_a_pull_request_is_told_what_it_costs_in_one_comment(
+        self, runner: Runner, registry: str, github: FakeGitHub
+    ) -> None:
+        repository = f"{registry}/owner/commented"
+        assert runner.run(repository=repository, push="true").returncode == 0
+        assert github.asked == []
+        for size in (100_000, 300_000):
+            (runner.tree / "large").write_bytes(os.urandom(size))
+            done = runner.run(repository=repository, comment="true")
+            assert done.returncode == 0
+            assert f"comment: https://github.com/{REPOSITORY}/pull/7#issuecomment-1\n" in done.stdout
+            [comment] = github.comments
+            assert comment["body"].startswith(
+                f"{marker(repository)}\nMerging this costs your users **{size // 100_000}0"
+            )
+            assert "mostly " in comment["body"]
+
+    def test_nobody_is_told_what_nobody_asked_for(self, runner: Runner, registry: str, github: FakeGitHub) -> None:
+        repository = f"{registry}/owner/quiet"
+        assert runner.run(repository=repository, comment="false", release="").returncode == 0
+        runner.environment["RECHUNK_PULL_REQUEST"] = ""
+        assert runner.run(repository=repository, comment="true", release="{version}").returncode == 0
+        assert github.asked == []
+
+    def test_a_pull_request_is_told_by_how_much_it_is_too_large(
+        self, runner: Runner, registry: str, github: FakeGitHub
+    ) -> None:
+        repository = f"{registry}/owner/too-large"
+        assert runner.run(repository=repository, push="true").returncode == 0
+        (runner.tree / "large").write_bytes(os.urandom(300_000))
+        assert runner.run(repository=repository, max_update_size="0.1", comment="true").returncode == 5
+        [comment] = github.comments
+        text = comment["body"].replace("\N{NO-BREAK SPACE}", " ")
+        assert re.search(
+            r"That is 20\d\.\d kB more than the 100\.0 kB that are allowed\. The largest: [^(]+ \(30", text
+        )
+        (runner.tree / "large").write_bytes(b"small")
+        assert runner.run(repository=repository, max_update_size="0.1", comment="true").returncode == 0
+        [comment] = github.comments
+        assert "more than" not in comment["body"]
+
+    def test_a_published_version_gets_a_release(self, runner: Runner, registry: str, github: FakeGitHub) -> None:
+        repository = f"{registry}/owner/released"
+        for tags in ("latest\nstable", "stable"):
+            done = runner.run(repository=repository, push="true", release="image-{version}", tags=tags)
+            tag = f"image-{runner.outputs['version']}"
+            assert f"release: https://github.com/{REPOSITORY}/releases/tag/{tag}\n" in done.stdout
+            release = github.releases[tag]
+            assert (release["target_commitish"], release["make_latest"]) == ("0123", str("latest" in tags).lower())
+            assert Path(runner.outputs["changelog"]).read_text().strip() in release["body"]
+        assert len(github.releases) == 2
+        assert runner.run(repository=repository, release="image-{version}").returncode == 0
+        assert len(github.releases) == 2
+
+    def test_faults_are_notices(self, runner: Runner, registry: str, github: FakeGitHub) -> None:
+        repository = f"{registry}/owner/faults"
+        given = {"repository": repository, "push": "true", "comment": "true", "release": "{version}"}
+        github.faults = [Fault(method, 403, {"message": "no\n::error::x"}) for method in ("GET", "POST .*releases")]
+        done = runner.run(**given)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.search("::notice.*the comment in pull request 7 .*`permissions: pull-requests: write`", done.stdout)
+        assert re.search("::notice.*release .*`permissions: contents: write`", done.stdout)
+        assert "\n::error" not in done.stdout
+        runner.environment["INPUT_TOKEN"] = ""
+        done = runner.run(**given)
+        assert done.returncode == 0
+        assert done.stdout.count("as the input token is empty") == 2
+        assert (github.comments, github.releases) == ([], {})
+
+    @pytest.mark.parametrize("push", ["true", "false"])
+    def test_cancelled_it_says_what_became_of_the_image(
+        self, runner: Runner, registry: str, github: FakeGitHub, push: str
+    ) -> None:
+        github.faults = [Fault("GET", seconds=5)]
+        with runner.start(repository=f"{registry}/owner/late-{push}", push=push, comment="true") as process:
+            while not github.asked:
+                time.sleep(0.05)
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=4)
+        assert process.returncode == 130
+        what = f"{registry}/owner/late-true:.* is there" if push == "true" else "nothing was published"
+        assert re.search(f"::error.*::cancelled when the image was complete: {what}", out)
+
+    def test_the_token_is_never_shown(self, runner: Runner, registry: str, github: FakeGitHub) -> None:
+        given = {"repository": f"{registry}/owner/secret", "push": "true", "comment": "true", "release": "1"}
+        done = runner.run(**given)
+        assert f"::add-mask::{TOKEN}\n" in done.stdout
+        files = "".join(path.read_text() for path in runner.temp.rglob("*") if path.is_file())
+        assert TOKEN not in done.stdout.replace(f"::add-mask::{TOKEN}", "") + files
+        assert len(github.written) == 2
+
+
 def test_a_deadline_is_an_error_with_a_remedy() -> None:
     with pytest.raises(Overdue, match="raise the input timeout"), deadline(0.001):
         time.sleep(5)
@@ -298,7 +461,8 @@ class TestInputs:
                 for name, value in environment.items():
                     patch.setenv(name, value)
                 context = command.make_context("action", [], auto_envvar_prefix="INPUT")
-            context.params.pop("timeout")
+            for name in ("timeout", "comment", "release"):
+                context.params.pop(name)
             return translate(context.params, environment | {"GITHUB_WORKSPACE": checkout}, notices.append)
 
         return of
@@ -309,7 +473,7 @@ class TestInputs:
         assert (found["push"], found["fresh"], found["max_layers"]) == (True, False, None)
 
     def test_that_are_empty_are_not_given(self, translated: Callable[..., dict[str, Any]], notices: list[str]) -> None:
-        names = [name for name in _inputs() if name.replace("-", "_") not in {*GIVEN, *options.SECRETS}]
+        names = _inputs().keys() - GIVEN.keys() - set(options.SECRETS)
         assert translated(**GIVEN, **dict.fromkeys((name.replace("-", "_") for name in names), "")) == translated(
             **GIVEN
         )
@@ -469,63 +633,6 @@ def _options() -> dict[str, click.Option]:
 def _default(option: click.Option) -> str:
     default = option.get_default(click.Context(cli.commands["action"]))
     return str(default).lower() if isinstance(default, bool) else "" if default is None else str(default)
-
-
-REPORT: dict[str, Any] = {
-    "ref": f"ghcr.io/o/i:{HOSTILE}",
-    "digest": "sha256:" + "0" * 64,
-    "version": HOSTILE,
-    "prev_ref": HOSTILE,
-    "fresh": False,
-    "reason": HOSTILE,
-    "layers": {"total": 3, "kept": 2, "new": 1},
-    "bytes": {"image": 2_000_000_000, "update": 6_200_000, "kept": 1, "live": 100, "dead": 5},
-    "new": [{"name": HOSTILE, "digest": "sha256:", "bytes": 6_200_000}],
-    "components": {HOSTILE: 6_000_000, "b": 200_000},
-    "dropped": [{"layer": 1, "reason": HOSTILE, "live": 1, "dead": 2}],
-    "seconds": {"scan": 1.25},
-    "disk": {},
-}
-
-
-class TestSummary:
-    def test_says_what_each_phase_took(self) -> None:
-        assert "| Phase | Time |\n| --- | --: |\n| scan | 1.2 s |" in summary(REPORT, where="")
-        took = {"seconds": {"scan": 1.25, "chunk": 60.0}, "disk": {"chunk": 700_000_000}}
-        text = summary(REPORT | took, where="").replace("\N{NO-BREAK SPACE}", " ")
-        assert (
-            "| Phase | Disk | Time |\n| --- | --- | --: |\n| scan |  | 1.2 s |\n| chunk | 700.0 MB | 60.0 s |" in text
-        )
-
-    def test_says_what_users_download(self) -> None:
-        text = summary(REPORT, where="ghcr.io/o/i:1").replace("\N{NO-BREAK SPACE}", " ")
-        assert "**Users download 6.2 MB** instead of 2.0 GB." in text
-        assert "| Layers | 3: 2 kept, 1 new, 1 dropped |" in text
-        assert "| scan | 1.2 s |" in text
-        assert "Nothing was published" not in text
-
-    def test_says_why_an_image_is_fresh(self) -> None:
-        text = summary(REPORT | {"fresh": True, "reason": "first build", "prev_ref": None}, where="")
-        assert "a fresh image (first build)" in text
-        assert "Update of" not in text
-        assert "Nothing was published" in text
-
-    @pytest.mark.parametrize("text", [summary(REPORT, where="ghcr.io/o/i:1"), changelog(REPORT)])
-    def test_shows_hostile_names_as_text(self, text: str) -> None:
-        assert not re.search(r"<script|\[a\]|\*\*b|@owner|`x`|^::|\x1b|\r", text, re.MULTILINE)
-        assert {line.count("|") for line in text.splitlines() if "script" in line and line.startswith("|")} <= {3, 4}
-
-    def test_stays_within_what_github_shows(self) -> None:
-        names = {f"{number} {'é' * 500}": 1 for number in range(5000)}
-        layers = [{"name": name, "digest": "", "bytes": 1} for name in names]
-        text = summary(REPORT | {"components": names, "new": layers}, where="ghcr.io/o/i:1")
-        assert len(text.encode()) < MAX_SUMMARY
-        assert "4,985 more" in text
-
-    @given(st.text())
-    def test_escaped_text_is_one_line_of_no_markup(self, text: str) -> None:
-        shown = escape(text)
-        assert not set(shown.replace("&#", "").replace("&amp;", "")) & set("|`*<>[]\n\r#@")
 
 
 class TestTheLog:

@@ -524,7 +524,7 @@ def test_secrets_are_no_arguments(runner: Runner) -> None:
         assert environment[name] == value
         assert not any(value in argument for argument in argv)
     assert all("=" not in name for name in passed if not name.startswith("TMPDIR="))
-    assert "INPUT_LABELS" in passed
+    assert {"INPUT_LABELS", "GITHUB_API_URL", "RECHUNK_PULL_REQUEST"} <= set(passed)
     assert environment["RECHUNK_SOURCE"] == "docker://ghcr.io/o/i"
     assert argv[-2:] == ["image", "action"]
 
@@ -585,11 +585,12 @@ def test_docker_in_a_user_namespace(runner: Runner, option: str) -> None:
         ({"HTTPS_PROXY": "http://proxy.example:3128"}, False),
         ({"HTTPS_PROXY": "http://user:p@ss@127.0.0.1:3128/"}, True),
         ({"http_proxy": "localhost:3128"}, True),
+        ({"GITHUB_API_URL": "https://api.github.com"}, False),
+        ({"GITHUB_API_URL": "https://git.example/api/v3"}, False),
+        ({"GITHUB_API_URL": "http://127.0.0.1:3000"}, True),
     ],
 )
-def test_the_machine_s_network_is_for_registries_and_proxies_on_it(
-    runner: Runner, inputs: dict[str, str], network: bool
-) -> None:
+def test_the_machine_s_network_is_for_what_listens_on_it(runner: Runner, inputs: dict[str, str], network: bool) -> None:
     argv, _ = recorded(runner, "docker://ghcr.io/o/i", **inputs)
     assert ("--network" in argv) == network
 

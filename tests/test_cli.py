@@ -215,24 +215,28 @@ class TestBuild:
         assert done.code == 0
         assert "left out 1 extended attribute" in done.err
 
+    def test_rules_for_images_that_boot_are_told_and_hold_when_asked(self, run: Run, tree: Path) -> None:
+        for version in ("6.1", "6.\x1b[31m2\n"):
+            (tree / f"usr/lib/modules/{version}").mkdir(parents=True)
+            (tree / f"usr/lib/modules/{version}/vmlinuz").touch()
+        refused = run("build", "dir:tree", "oci:image", "--strict")
+        assert refused.code == 2
+        first, *rules = refused.err.splitlines()[1:]
+        assert first.startswith(f"rechunk-action: the image breaks {len(rules)} rules for images that boot, which")
+        [kernels] = [line for line in rules if line.endswith("(rule kernel)")]
+        assert kernels.startswith(r"- 2 kernels, 6.\x1b[31m2\n, 6.1: bootc refuses")
+        assert not Path("image").exists()
+        done = run("build", "dir:tree", "oci:image")
+        assert done.code == 0
+        assert [line for line in done.err.splitlines() if line.endswith("(rule kernel)")] == [f"notice: {kernels[2:]}"]
+        assert f"breaks {len(rules)} rules for images that boot: see the notices" in done.out
+
 
 class TestJson:
     FIELDS = frozenset(
         {
-            "ref",
-            "digest",
-            "version",
-            "prev_ref",
-            "disk",
-            "changelog",
-            "fresh",
-            "reason",
-            "layers",
-            "bytes",
-            "seconds",
-            "new",
-            "components",
-            "dropped",
+            *("schema", "ref", "digest", "version", "prev_ref", "fresh", "published", "reason", "layers", "bytes"),
+            *("budget", "update", "history", "dropped", "findings", "changelog", "seconds", "disk"),
         }
     )
 
@@ -259,7 +263,15 @@ class TestJson:
         assert (size["update"], size["kept"]) == (new.layers[1].size, old.layers[0].size)
         assert size["image"] == size["kept"] + size["update"] == size["live"] + size["dead"]
         assert 0 < size["dead"] < 2000
-        assert report["new"] == [{"name": "unclaimed", "digest": new.layers[1].digest, "bytes": new.layers[1].size}]
+        kept, added = report["update"]["layers"]
+        assert (kept["state"], kept["digest"], kept["dead"]) == ("kept", old.layers[0].digest, size["dead"])
+        assert added == {
+            "state": "new",
+            "digest": new.layers[1].digest,
+            "bytes": new.layers[1].size,
+            "name": "unclaimed",
+            "dead": 0,
+        }
 
     @pytest.mark.usefixtures("image")
     def test_a_dropped_layer_is_told_with_the_reason(self, run: Run, tree: Path) -> None:
@@ -286,15 +298,14 @@ class TestJson:
         (tree / "etc/name").write_text("other\n")
         update = run("build", "dir:tree", "oci:image:2", "--prev-ref", "oci:image:1", "--json").json["bytes"]
         report = run("compare", "oci:image:1", "oci:image:2", "--json").json
-        assert report.pop("components").keys() == {"unclaimed", "directories and removals"}
-        assert report == {
-            "total": 2,
-            "total_bytes": update["image"],
-            "removed": 0,
-            "removed_bytes": 0,
-            "added": 1,
-            "added_bytes": update["update"],
-        }
+        assert report.keys() == {"schema", "update"}
+        found = report["update"]
+        assert {line["name"] for line in found["components"]} == {"unclaimed", "directories and removals"}
+        assert (found["total"], found["removed"], found["added"]) == (
+            {"layers": 2, "bytes": update["image"]},
+            {"layers": 0, "bytes": 0},
+            {"layers": 1, "bytes": update["update"]},
+        )
 
 
 class TestVerify:
@@ -346,7 +357,7 @@ class TestCompare:
         run("build", "dir:tree", "oci:image:2", "--prev-ref", "oci:image:1")
         lines = run("compare", "oci:image:1", "oci:image:2").out.splitlines()
         assert lines[4] == "What the added layers hold:"
-        assert re.fullmatch(rf" +\d+\.\d{NBSP}kB  xattr:tool", lines[5])
+        assert re.fullmatch(rf" +\d+\.\d{NBSP}kB  tool", lines[5])
 
     @pytest.mark.usefixtures("image")
     def test_an_image_and_itself(self, run: Run) -> None:
@@ -452,6 +463,18 @@ class TestEnvironmentLacks:
         assert done.code == 3
         assert os.listdir(small_disk) == []
 
+    @pytest.mark.usefixtures("image")
+    def test_disk_space_for_a_page(self, run: Run, small_disk: Path) -> None:
+        page = small_disk / "page"
+        page.write_text("the page of the build before")
+        (small_disk / "large").write_bytes(bytes((1 << 20) - 8192))
+        done = run("compare", "oci:image:1", "oci:image:1", "--html", page)
+        assert done.code == 3
+        assert "all is done but the page" in done.err
+        assert page.read_text() == "the page of the build before"
+        assert sorted(os.listdir(small_disk)) == ["large", "page"]
+        assert "Removed layers" in done.out
+
     @pytest.mark.usefixtures("tree")
     def test_a_disk_that_can_be_written_to(self, run: Run, small_disk: Path) -> None:
         subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -488,6 +511,28 @@ class TestProcess:
         (tree / "more").touch()
         done = subprocess.run([program, "verify", "oci:image:1", "dir:tree"], capture_output=True, check=False)
         assert (done.returncode, done.stdout) == (5, b"")
+
+    @pytest.mark.usefixtures("image")
+    def test_it_speaks_to_what_knows_no_unicode(self) -> None:
+        command = [*self.COMMAND, "compare", "oci:image:1", "oci:image:1"]
+        done = subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+        assert rb"Size: 0\xa0bytes" in done.stdout
+        assert b"Traceback" not in done.stderr
+
+    @pytest.mark.usefixtures("tree")
+    def test_stopping_it_when_the_image_is_there_says_so(self, here: Path) -> None:
+        os.mkfifo(here / "page")
+        command = [*self.COMMAND, "build", "dir:tree", "oci:image", "--html", "page"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            try:
+                process.stdout.readline()
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=30)
+            finally:
+                process.kill()
+        assert process.returncode == 130
+        assert said.endswith(b"rechunk-action: cancelled when the image was complete: oci:image is there\n")
 
     @pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
     def test_stopping_it_leaves_nothing(self, tree: Path, here: Path, request_to_stop: signal.Signals) -> None:

@@ -257,6 +257,14 @@ def test_oci_names_of_media_types_mean_the_same() -> None:
     ("history", "comments"),
     [
         ([{"comment": "one"}, {"created_by": "RUN two"}], ["one", "RUN two"]),
+        (
+            [
+                {"comment": "FROM fedora", "created_by": "RUN one"},
+                {"comment": "buildkit.dockerfile.v0", "created_by": "COPY two"},
+            ],
+            ["RUN one", "COPY two"],
+        ),
+        ([{"comment": "FROM fedora"}, {"comment": "from here", "created_by": "x"}], ["FROM fedora", "from here"]),
         ([{"empty_layer": True}, {"comment": "one"}, {"empty_layer": True}, {}], ["one", ""]),
         ([{"comment": "one"}], ["", ""]),
         ([], ["", ""]),

@@ -1,4 +1,4 @@
-"""The GitHub side: inputs in, groups, annotations, outputs and a job summary out.
+"""The GitHub side: inputs in, groups, annotations, outputs, a job summary, a comment and a release out.
 
 The only module that knows `actions_toolkit`, whose `core` speaks the runner's commands. What it lacks is added here:
 every line is flushed, so that it stays in its place among others; values are text before they are handed over; lines
@@ -17,25 +17,36 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from actions_toolkit import core
 
 from rechunk_action import options
-from rechunk_action.errors import InputError, Overdue
+from rechunk_action.errors import EnvironmentLack, GitHubError, InputError, Overdue, TooLarge
 from rechunk_action.oci.compression import parse_compression
 from rechunk_action.oci.image import Json
 from rechunk_action.pipeline import Built
-from rechunk_action.progress import Advance, Progress
+from rechunk_action.progress import Meter, Progress
 from rechunk_action.registry.credentials import Credentials
 from rechunk_action.registry.reference import Reference
 from rechunk_action.registry.versions import Template
-from rechunk_action.report.compare import format_size
-from rechunk_action.report.summary import changelog, summary
+from rechunk_action.report import model
+from rechunk_action.report.changelog import changelog
+from rechunk_action.report.comment import comment as comment_on
+from rechunk_action.report.comment import marker
+from rechunk_action.report.page import page
+from rechunk_action.report.size import format_size
+from rechunk_action.report.summary import refused, summary
 from rechunk_action.source.names import Name, parse_name
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+    from rechunk_action.github import Home
 
 RESULTS = "rechunk-results"
 """Directory below the runner's temporary one for files that later steps may want, where no other is named."""
@@ -55,22 +66,34 @@ WITHOUT_MEANING = {
 Build = Callable[..., Built]
 
 
-def run(build: Build, inputs: dict[str, Any], environment: Mapping[str, str], *, timeout: int) -> None:
-    """Build as a workflow asks for it. `timeout` is in minutes.
+def run(
+    build: Build, inputs: dict[str, Any], environment: Mapping[str, str], *, timeout: int, comment: bool, release: str
+) -> None:
+    """Build as a workflow asks for it. `timeout` is in minutes. With `comment`, a pull request is told what it costs;
+    `release` is the tag of the release that gets the changelog, `""` for none.
 
-    Raises `Overdue` when it is over, and what `build` raises.
+    Raises `Overdue` when it is over, `Cancelled` when the image is there already, and what `build` raises.
     """
-    for name in ("INPUT_TOKEN", "INPUT_PASSWORD"):
+    for name in ("INPUT_TOKEN", "INPUT_PASSWORD", "INPUT_SIGN_KEY", "INPUT_SIGN_PASSWORD"):
         mask(environment.get(name, ""))
     progress = ActionProgress(verbose=environment.get("RUNNER_DEBUG") == "1")
-    given = translate(inputs, environment, progress.notice)
+    given = translate(inputs, environment, progress.notice) | {"sign_key": sign_key(environment)}
+    audience = Audience(given, environment, progress.notice, comment=comment, release=release)
     with contextlib.ExitStack() as stack:
         if environment.get("RECHUNK_HELD"):
             end_with_input()
             stack.callback(clear, Path(environment["TMPDIR"]))
-        with deadline(timeout):
-            built = build(progress, credentials(environment, given["repository"]), **given)
-    publish(built, given, environment, progress.notice)
+        try:
+            with deadline(timeout):
+                built = build(progress, credentials(environment, given["repository"]), **given)
+        except TooLarge as fault:
+            audience.hears_of_refused(fault.update, fault.limit)
+            raise
+    try:
+        audience.hears_of_built(built)
+    except KeyboardInterrupt:
+        raise built.cancelled() from None
+    tell(environment)
 
 
 def translate(inputs: Mapping[str, Any], environment: Mapping[str, str], notice: Callable[[str], None]) -> Json:
@@ -106,6 +129,17 @@ def credentials(environment: Mapping[str, str], repository: Reference | None) ->
     if not secret and repository is not None and repository.host == "ghcr.io":
         secret = environment.get("INPUT_TOKEN")
     return Credentials(environment.get("INPUT_USERNAME") or "rechunk-action", secret) if secret else None
+
+
+def sign_key(environment: Mapping[str, str]) -> EllipticCurvePrivateKey | None:
+    """The key that is given as text. Raises `InputError` for one that cannot be used."""
+    text, password = environment.get("INPUT_SIGN_KEY"), environment.get("INPUT_SIGN_PASSWORD", "")
+    if not text:
+        return None
+    from rechunk_action.sign_key import decrypted  # noqa: PLC0415  # takes 0.05 s to load
+
+    names = {"name": "input sign-key", "password_name": "input sign-password"}
+    return decrypted(text, password, **names)
 
 
 @contextlib.contextmanager
@@ -149,48 +183,121 @@ def clear(scratch: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def publish(built: Built, given: Json, environment: Mapping[str, str], notice: Callable[[str], None]) -> None:
-    """Tell the workflow what was done: outputs first, as later steps need them most.
+@dataclass(frozen=True)
+class Audience:
+    """Those who hear of a build besides the log: later steps, readers of the job's summary, with `comment` those of a
+    pull request, and those of a `release`, which is named by its tag (`""`: none).
 
-    The image is there already: that a page cannot be written is no reason to fail.
+    What they cannot be told is a notice, and no reason to fail: the image is there by then, or known not to be.
     """
-    report = built.report
-    location = str(given["output"].path) if given["output"].transport == "oci" else ""
-    results = Path(environment.get("RECHUNK_RESULTS") or Path(environment.get("RUNNER_TEMP", ".")) / RESULTS)
-    for name, value in outputs(report, location=location, results=results).items():
-        set_output(name, value)
-    where = location or (report["ref"] if given["push"] else "")
-    page = summary(report, where=where)
-    try:
-        results.mkdir(exist_ok=True)
-        (results / "manifest.json").write_text(json.dumps(built.manifest, indent=1))
-        (results / "changelog.md").write_text(built.changelog or changelog(report))
-        (results / "summary.md").write_text(page)
-        if path := environment.get("GITHUB_STEP_SUMMARY"):
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(page)
-    except OSError as fault:
-        notice(f"the image is complete, but {fault.filename or results} could not be written: {fault.strerror}")
-    what = "fresh image" if report["fresh"] else "update"
-    size = report["bytes"]["image" if report["fresh"] else "update"]
-    say(f"{report['ref']}: {what} of {format_size(size)}{'' if where else ', not published'}")
-    tell(environment)
+
+    given: Json
+    environment: Mapping[str, str]
+    notice: Callable[[str], None]
+    comment: bool
+    release: str
+
+    def hears_of_built(self, built: Built) -> None:
+        """An image was built. Outputs come first, as later steps need them most."""
+        report, notes = built.report, built.report.changelog or changelog(built.report)
+        location = str(self.given["output"].path) if self.given["output"].transport == "oci" else ""
+        try:
+            for name, value in outputs(report, location=location, results=self._results).items():
+                set_output(name, value)
+        except OSError as fault:
+            there = "is there" if report.published else "was not published"
+            raise EnvironmentLack(
+                f"{report.ref} {there}, and later steps cannot be told of it ({fault.strerror}): make room on the "
+                "runner's disk, and run this again"
+            ) from None
+        files = {"manifest.json": json.dumps(built.manifest, indent=1), "changelog.md": notes}
+        self._write({**files, "report.html": page(model.past(report), report), "summary.md": summary(report)})
+        what = "fresh image" if report.fresh else "update"
+        trial = "" if report.published else ", not published"
+        say(f"{report.ref}: {what} of {format_size(report.bytes.update)}{trial}")
+        self._comment(comment_on(report.update, repository=self._image, limit=None, history=report.history))
+        if self.given["push"]:
+            self._release(report.version, notes)
+
+    def hears_of_refused(self, update: model.Update, limit: int) -> None:
+        """An update costs more than it may, and by what. The log hears of it by the error."""
+        self._write({"summary.md": refused(self._image, update, limit)})
+        self._comment(comment_on(update, repository=self._image, limit=limit, history=None))
+
+    @property
+    def _image(self) -> str:
+        repository: Reference | None = self.given["repository"]
+        return repository.name if repository else str(self.given["output"])
+
+    @property
+    def _results(self) -> Path:
+        named = self.environment.get("RECHUNK_RESULTS")
+        return Path(named) if named else Path(self.environment.get("RUNNER_TEMP", ".")) / RESULTS
+
+    def _write(self, files: Mapping[str, str]) -> None:
+        """Write files for later steps, of which `summary.md` is the job's summary as well."""
+        if path := self.environment.get("GITHUB_STEP_SUMMARY"):
+            with self._as_far_as_it_goes(path), open(path, "a", encoding="utf-8") as file:
+                file.write(files["summary.md"])
+        with self._as_far_as_it_goes(self._results):
+            self._results.mkdir(exist_ok=True)
+            for name, text in files.items():
+                (self._results / name).write_text(text, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _as_far_as_it_goes(self, where: object) -> Iterator[None]:
+        """Turn a fault of writing into a notice."""
+        try:
+            yield
+        except OSError as fault:
+            self.notice(f"{fault.filename or where} could not be written: {fault.strerror}; the image is not concerned")
+
+    def _comment(self, text: str) -> None:
+        number = self.environment.get("RECHUNK_PULL_REQUEST")
+        if self.comment and number:
+            from rechunk_action.github import put_comment  # noqa: PLC0415  # takes 0.3 s to load
+
+            self._put("comment", lambda home: put_comment(home, int(number), text))
+
+    def _release(self, version: str, notes: str) -> None:
+        """Put the changelog into the notes of the release, which is the latest one if the image is."""
+        if self.release:
+            from rechunk_action.github import put_release  # noqa: PLC0415  # as above
+
+            tag, mark = self.release.replace("{version}", version), marker(self._image)
+            commit, latest = self.environment.get("GITHUB_SHA", ""), "latest" in self.given["tags"]
+            self._put("release", lambda home: put_release(home, tag, notes, mark=mark, commit=commit, latest=latest))
+
+    def _put(self, what: str, put: Callable[[Home], str]) -> None:
+        """Put something on GitHub, and say where it is."""
+        from rechunk_action.github import API, Home  # noqa: PLC0415  # as above
+
+        token = self.environment.get("INPUT_TOKEN", "")
+        if not token:
+            self.notice(f"no {what} was written, as the input token is empty: leave it out, or give it a token")
+            return
+        home = Home(self.environment.get("GITHUB_REPOSITORY", ""), token, self.environment.get("GITHUB_API_URL") or API)
+        try:
+            say(f"{what}: {put(home)}")
+        except GitHubError as fault:
+            self.notice(str(fault))
 
 
-def outputs(report: Json, *, location: str, results: Path) -> dict[str, str]:
+def outputs(report: model.Build, *, location: str, results: Path) -> dict[str, str]:
     """The action's outputs. Sizes are in bytes, `results` is the directory of the files."""
     return {
-        "ref": report["ref"],
-        "digest": report["digest"],
-        "version": report["version"],
-        "chunks": str(report["layers"]["total"]),
-        "prev-ref": report["prev_ref"] or "",
-        "fresh": str(report["fresh"]).lower(),
-        "update-size": str(report["bytes"]["image" if report["fresh"] else "update"]),
-        "image-size": str(report["bytes"]["image"]),
+        "ref": report.ref,
+        "digest": report.digest,
+        "version": report.version,
+        "chunks": str(report.layers.total),
+        "prev-ref": report.prev_ref or "",
+        "fresh": str(report.fresh).lower(),
+        "update-size": str(report.bytes.update),
+        "image-size": str(report.bytes.image),
         "location": location,
         "manifest": str(results / "manifest.json"),
         "changelog": str(results / "changelog.md"),
+        "page": str(results / "report.html"),
     }
 
 
@@ -202,12 +309,12 @@ class ActionProgress(Progress):
         self._notices = 0
 
     @contextlib.contextmanager
-    def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Advance]:
+    def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Meter]:
         core.start_group(plain(title))
         sys.stdout.flush()
         try:
-            with super().phase(name, title, total) as advance:
-                yield advance
+            with super().phase(name, title, total) as meter:
+                yield meter
         finally:
             core.end_group()
             sys.stdout.flush()

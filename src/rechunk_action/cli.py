@@ -8,33 +8,38 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import msgspec
 
 from rechunk_action import __version__, options
 from rechunk_action.errors import EnvironmentLack, InputError, RechunkError
+from rechunk_action.history import history as run_history
 from rechunk_action.inspection import compare as run_compare
 from rechunk_action.inspection import verify as run_verify
 from rechunk_action.job import BuildOptions, HhdOptions
 from rechunk_action.oci.config import DESCRIPTION_LABEL, REVISION_LABEL
 from rechunk_action.pipeline import Built, previous_image
 from rechunk_action.pipeline import build as build_image
-from rechunk_action.progress import Progress
+from rechunk_action.progress import Progress, harmless
 from rechunk_action.registry.credentials import Credentials
 from rechunk_action.registry.reference import Reference
 from rechunk_action.registry.versions import Template
-from rechunk_action.report.compare import format_size, lines
+from rechunk_action.report import model
 from rechunk_action.signals import stop_when_asked
 from rechunk_action.source.names import Name
 from rechunk_action.source.places import Places
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CANCELLED = 130
 
@@ -42,6 +47,8 @@ CANCELLED = 130
 def main() -> NoReturn:
     """Run the command line and leave the process with its exit code."""
     stop_when_asked()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is: names, and spaces that do not break
     gc.disable()  # a tenth of the time, to look through tables that live until the end
     try:
         cli.main(standalone_mode=False)
@@ -50,22 +57,22 @@ def main() -> NoReturn:
     except (click.ClickException, click.Abort, KeyboardInterrupt, RechunkError, OSError) as error:
         text, code = _explained(error)
         if _in_a_workflow():
-            from rechunk_action import action as github  # noqa: PLC0415  # as below
+            from rechunk_action import action as workflow  # noqa: PLC0415  # as below
 
-            github.error(text)
-            github.tell(os.environ)
+            workflow.error(text)
+            workflow.tell(os.environ)
         elif isinstance(error, click.ClickException):
             error.show()
         else:
-            click.echo(f"rechunk-action: {text}", err=True)
+            click.echo(f"rechunk-action: {harmless(text)}", err=True)
         sys.exit(code)
     except Exception as error:
         if not _in_a_workflow():
             raise
-        from rechunk_action import action as github  # noqa: PLC0415  # as below
+        from rechunk_action import action as workflow  # noqa: PLC0415  # as below
 
-        github.bug(error)
-        github.tell(os.environ)
+        workflow.bug(error)
+        workflow.tell(os.environ)
         sys.exit(RechunkError.exit_code)
     sys.exit(0)
 
@@ -125,21 +132,25 @@ def cli() -> None:
 @options.building
 @options.on_the_command_line
 @options.of_the_rechunker
+@options.html
 @options.reporting
-def build(as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
-    report = _run_build(_progress(quiet, verbose), None, **given).report
+def build(html: Path | None, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
+    built = _run_build(_progress(quiet, verbose), None, **given)
+    try:
+        _tell(built.report, html, as_json=as_json)
+    except KeyboardInterrupt:
+        raise built.cancelled() from None
+
+
+def _tell(report: model.Build, html: Path | None, *, as_json: bool) -> None:
     if as_json:
         _print_json(report)
-        return
-    layers, size = report["layers"], report["bytes"]
-    click.echo(f"{report['ref']} {'is ready' if given['push'] else 'would be'}: {report['digest']}")
-    if report["fresh"]:
-        click.echo(f"fresh layout ({report['reason']}): {layers['total']} layers, {format_size(size['image'])}")
     else:
-        new = f"{layers['new']} new layer{'' if layers['new'] == 1 else 's'}"
-        click.echo(f"update: {format_size(size['update'])} in {new}; {layers['kept']} layers kept")
-        overhead = 100 * size["dead"] / max(1, size["live"])
-        click.echo(f"image:  {format_size(size['image'])} in {layers['total']} layers; {overhead:.1f}% superseded")
+        from rechunk_action.report.terminal import show_build  # noqa: PLC0415  # as in _console
+
+        show_build(report, _console())
+    if html:
+        _write_page(html, model.past(report), report)
 
 
 @cli.command()
@@ -173,16 +184,77 @@ def verify(
 @click.argument("old", type=options.COMPARABLE)
 @click.argument("new", type=options.COMPARABLE)
 @options.tls_verify
+@options.html
 @options.reporting
-def compare(old: Name, new: Name, tls_verify: bool, threads: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+def compare(
+    old: Name,
+    new: Name,
+    tls_verify: bool,
+    html: Path | None,
+    threads: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """What an update from OLD to NEW costs, and why."""
     progress = _progress(quiet, verbose)
     with _places(_registry_of(new) or _registry_of(old), tls_verify, threads) as places:
-        comparison = run_compare(old, new, places, progress, threads=threads, scratch=_scratch())
+        before, after = run_compare(old, new, places, progress, threads=threads, scratch=_scratch())
+    update = model.update(before, after)
     if as_json:
-        _print_json(msgspec.to_builtins(comparison))
+        _print_json(model.Comparison(schema=model.SCHEMA, update=update))
     else:
-        click.echo("\n".join(lines(comparison, most=1000 if verbose else 10)))
+        from rechunk_action.report.terminal import show_update  # noqa: PLC0415  # as in _console
+
+        show_update(update, _console(), most=1000 if verbose else 10)
+    if html:
+        _write_page(html, model.history(str(new), [before, after]))
+
+
+@cli.command(
+    help=f"""What the users of the images in REPOSITORY have been downloading, version by version.
+
+REPOSITORY is HOST/REPOSITORY, or oci:DIR for the tags of a layout. Its images may be anyone's.
+
+{_CREDENTIALS}
+"""
+)
+@click.argument("repository", type=options.IMAGES)
+@options.of_a_history
+@options.tls_verify
+@options.html
+@options.reporting
+def history(
+    repository: Name,
+    last: int,
+    version: Template | str | None,
+    deep: bool,
+    tls_verify: bool,
+    html: Path | None,
+    threads: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    with _places(_registry_of(repository), tls_verify, threads) as places:
+        past = run_history(
+            repository,
+            version,
+            places,
+            _progress(quiet, verbose),
+            last=last,
+            deep=deep,
+            threads=threads,
+            scratch=_scratch(),
+        )
+    if as_json:
+        _print_json(model.Past(schema=model.SCHEMA, history=past))
+    else:
+        from rechunk_action.report.terminal import show_history  # noqa: PLC0415  # as in _console
+
+        show_history(past, _console())
+    if html:
+        _write_page(html, past)
 
 
 @cli.command("prev-ref")
@@ -218,11 +290,11 @@ def prev_ref(
 @options.of_the_rechunker
 @options.of_hhd_rechunk
 @options.threads
-def action(timeout: int, **inputs: Any) -> None:
+def action(timeout: int, comment: bool, release: str | None, **inputs: Any) -> None:
     """The GitHub action's entry point: reads INPUT_* and GITHUB_*, writes outputs and a summary."""
     from rechunk_action.action import run  # noqa: PLC0415  # costs 0.2 s that only a workflow repays
 
-    run(_run_build, inputs, os.environ, timeout=timeout)
+    run(_run_build, inputs, os.environ, timeout=timeout, comment=comment, release=release or "")
 
 
 def _run_build(
@@ -320,5 +392,35 @@ def _progress(quiet: bool, verbose: bool) -> Progress:
     return Progress(level=-1 if quiet else int(verbose))
 
 
+def _console() -> Console:
+    """Standard output, for the views of reports."""
+    from rich.console import Console  # noqa: PLC0415  # costs 0.1 s that only who reads a report repays
+
+    return Console()
+
+
+def _write_page(file: Path, history: model.History, build: model.Build | None = None) -> None:
+    """Write a report as a page, whole or not at all. It comes last: what was done and said stays so, whatever becomes
+    of the file.
+    """
+    from rechunk_action.report.page import page  # noqa: PLC0415  # costs 0.1 s that only a page repays
+
+    text = page(history, build)
+    device = file.exists() and not file.is_file()
+    part = file if device else file.with_name(f".{file.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        if not device:
+            part.replace(file.resolve())
+    except OSError as fault:
+        raise EnvironmentLack(
+            f"all is done but the page: {file} could not be written ({fault.strerror}). Look at the disk and your "
+            "rights, or name another file"
+        ) from None
+    finally:
+        if not device:
+            part.unlink(missing_ok=True)
+
+
 def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=1))
+    click.echo(json.dumps(msgspec.to_builtins(document), indent=1))

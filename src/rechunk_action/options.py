@@ -11,11 +11,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from rechunk_action.engines.layering import MAX_OVERHEAD
 from rechunk_action.errors import InputError
 from rechunk_action.job import NEWEST
 from rechunk_action.oci.compression import Compression, parse_compression
@@ -24,6 +25,9 @@ from rechunk_action.pipeline import ENGINES
 from rechunk_action.registry.reference import Reference, parse_reference, valid_tag
 from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template
 from rechunk_action.source.names import FORMS, Name, parse_name
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Command], Command]
@@ -52,6 +56,7 @@ class NameType(click.ParamType[Name]):
 SOURCE = NameType(*FORMS)
 READABLE = NameType("oci", "oci-archive", "docker", bare="docker")
 COMPARABLE = NameType("oci", "oci-archive", "docker", "containers-storage")
+IMAGES = NameType("oci", "docker", bare="docker")
 OUTPUT = NameType("oci", "docker")
 
 
@@ -127,6 +132,33 @@ class _CompressionType(click.ParamType[Compression]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Compression:
         del param, ctx
         return value if isinstance(value, Compression) else parse_compression(value)
+
+
+class _NewFileType(click.ParamType[Path]):
+    """A file that is written at the end: that it can be is looked at before anything else is done."""
+
+    name = "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        del param, ctx
+        file = Path(value)
+        if file.is_dir():
+            raise InputError(f"{file} is a directory where a file is wanted: name one in it")
+        if not file.parent.is_dir():
+            raise InputError(f"{file} cannot be written, since {file.parent} is no directory: make it, or name another")
+        return file
+
+
+class _KeyType(click.ParamType["EllipticCurvePrivateKey"]):
+    """A private key by the place where it is: whether it can be used is known before anything else is done."""
+
+    name = "KEY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> EllipticCurvePrivateKey:
+        from rechunk_action.sign_key import read_key  # noqa: PLC0415  # costs 0.05 s that only who signs repays
+
+        del param, ctx
+        return read_key(value, os.environ)
 
 
 def together(*options: Option[Any]) -> Option[Any]:
@@ -205,7 +237,7 @@ building = together(
     click.option(
         "--max-overhead",
         type=click.FloatRange(0, 100),
-        default=5,
+        default=MAX_OVERHEAD,
         show_default=True,
         help="Superseded bytes that kept layers may hold, in percent of the image.",
     ),
@@ -221,16 +253,27 @@ building = together(
         show_default=True,
         help="How new layers are compressed; without a level, the best one for each kind of layer.",
     ),
+    click.option(
+        "--strict", is_flag=True, help="Fail when the image breaks a rule for images that boot, instead of telling."
+    ),
     drop_bad_xattrs,
     tls_verify,
 )
 """What `build` and the action have in common."""
+
+sign_key = click.option(
+    "--sign-key",
+    type=_KeyType(),
+    metavar="env://NAME|FILE",
+    help="Sign the image with this private key of cosign, before any tag is put. Its password: COSIGN_PASSWORD.",
+)
 
 on_the_command_line = together(
     click.option(
         "--repository", type=RepositoryType(), help="Where the previous image is looked for, if not where OUTPUT is."
     ),
     click.option("--push/--no-push", default=True, help="--no-push: build, verify and report, and publish nothing."),
+    sign_key,
     click.option(
         "--config",
         type=click.Path(path_type=Path),
@@ -257,6 +300,10 @@ in_a_workflow = together(
     click.option(
         "--output", type=click.Path(path_type=Path), help="A directory to write the image to, as an OCI layout."
     ),
+    click.option("--comment", is_flag=True, help="In a pull request, comment on what merging it costs users."),
+    click.option(
+        "--release", help="Tag of the GitHub release that gets the changelog; {version} in it is the image's version."
+    ),
     click.option(
         "--timeout",
         type=click.IntRange(1, 360),
@@ -267,8 +314,8 @@ in_a_workflow = together(
 )
 """What only the action has."""
 
-SECRETS = ("token", "username", "password")
-"""Inputs that are no options: arguments are for all of a machine to see."""
+SECRETS = ("token", "username", "password", "sign-key", "sign-password")
+"""Inputs that are no options: arguments are for all of a machine to see. Of a key, the option names the place."""
 
 of_the_rechunker = together(
     click.option("--rechunk", help="Engine hhd: hhd-dev/rechunk's container image, instead of the one that is pinned."),
@@ -317,7 +364,8 @@ of_hhd_rechunk = together(
 
 def flags_of_inputs() -> set[str]:
     """The flags that options have which are inputs of the action, too."""
-    command = click.command()(together(in_a_workflow, building, of_the_rechunker, of_hhd_rechunk)(lambda: None))
+    inputs = together(in_a_workflow, building, sign_key, of_the_rechunker, of_hhd_rechunk)
+    command = click.command()(inputs(lambda: None))
     return {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
 
 
@@ -339,6 +387,23 @@ def unread(context: click.Context, engine: str) -> list[str]:
         and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT
     ]
 
+
+of_a_history = together(
+    click.option(
+        "--last", type=click.IntRange(2, 1000), default=10, show_default=True, help="How many of the newest versions."
+    ),
+    click.option(
+        "--version",
+        type=_VersionType(),
+        help="Which tags are versions: one of them, or a template. Without it, those of the kind that has the most.",
+    ),
+    click.option(
+        "--deep", is_flag=True, help="Read layers, to estimate what really changed and what delta layering would cost."
+    ),
+)
+"""What only `history` has."""
+
+html = click.option("--html", type=_NewFileType(), help="Also write the report to this file, as a page for a browser.")
 
 threads = click.option(
     "--threads",
