@@ -68,11 +68,11 @@ class HhdOptions:
 class BuildOptions:
     """What `build` was asked for.
 
-    `format` is that of engine `delta`; auto: that of the previous image. `strict` allows no finding of `Job.lint`.
-    `repository` is where published images are,
+    `format` is that of engine `delta`; auto: that of the previous image. `repository` is where published images are,
     None: where the output is. `tags` move to the new image. `max_layers` is None where the engine decides,
     `max_overhead` a share, `sign_key` None where the image stays unsigned, `max_update_size` bytes (None: no limit),
-    `created` in seconds since 1970 (None: from the source), `now` the time of the build.
+    `created` in seconds since 1970 (None: from the source), `now` the time of the build. `strict` allows no finding of
+    `Job.lint`.
     """
 
     source: Name
