@@ -4,6 +4,7 @@ that a test takes many minutes.
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ from hypothesis import settings
 
 from rechunk_action.plan import grouping
 from rechunk_action.tree import components
-from tests.faulty_proxy import FaultyProxy
+from tests.faulty_proxy import Line
 from tests.registries import plain_registry
 
 # A shell that starts us in the background has this signal ignored, by us and by all that we start.
@@ -35,7 +36,14 @@ def small_components() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def line() -> Iterator[FaultyProxy]:
+def line() -> Iterator[Line]:
     """The line to a registry."""
-    with plain_registry() as registry, FaultyProxy(registry.host) as proxy:
+    with plain_registry() as registry, Line(registry.host) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def target(line: Line, request: pytest.FixtureRequest) -> str:
+    """A repository of the test's own."""
+    line.forget()
+    return f"{line.host}/test/t{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"

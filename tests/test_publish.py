@@ -34,7 +34,7 @@ from rechunk_action.registry.versions import DEFAULT_TEMPLATE, Template, scheme_
 from rechunk_action.source.names import parse_name
 from tests.building import Listener, build, places
 from tests.faulty_proxy import ALWAYS, Exchange, Fault, Line
-from tests.registries import PASSWORD, USER, plain_registry, repository, token_registry
+from tests.registries import PASSWORD, USER, repository, token_registry
 from tests.support import archive, file, pack, write_layout
 
 pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("small_components")]
@@ -42,20 +42,6 @@ pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("small_components")]
 NAME = "owner/image"
 OTHER_TRAFFIC = 64_000
 """Bytes that a publish may send beside layers and their tables: manifests and a config."""
-
-
-@pytest.fixture(scope="module")
-def line() -> Iterator[Line]:
-    """The line to a registry."""
-    with plain_registry() as registry, Line(registry.host) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def target(line: Line, request: pytest.FixtureRequest) -> str:
-    """A repository of the test's own."""
-    line.forget()
-    return f"{line.host}/test/t{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"
 
 
 @pytest.fixture

@@ -324,13 +324,6 @@ class TestALayout:
         assert read_record(image) is None
 
 
-@pytest.fixture
-def target(line: FaultyProxy, request: pytest.FixtureRequest) -> str:
-    """A repository of the test's own."""
-    line.forget()
-    return f"{line.host}/test/r{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"
-
-
 def image_at(target: str, tag: str) -> Image:
     host, _, name = target.partition("/")
     with repository(host, name) as opened:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import signal
@@ -33,25 +32,11 @@ from rechunk_action.registry.signature import SIGNATURE, is_signed, sign, signat
 from rechunk_action.sign_key import decrypted, read_key
 from tests.building import Listener, build
 from tests.faulty_proxy import ALWAYS, Exchange, Fault, Line
-from tests.registries import plain_registry, repository
+from tests.registries import repository
 from tests.signing import KeyPair, key_pair, key_text, pulled, signed, verified
 
 VERSION = "42-20261126"
 NAMES = {"name": "--sign-key K", "password_name": "COSIGN_PASSWORD"}
-
-
-@pytest.fixture(scope="module")
-def line() -> Iterator[Line]:
-    """The line to a registry."""
-    with plain_registry() as registry, Line(registry.host) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def target(line: Line, request: pytest.FixtureRequest) -> str:
-    """A repository of the test's own."""
-    line.forget()
-    return f"{line.host}/test/s{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"
 
 
 @pytest.fixture
