@@ -25,7 +25,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from rechunk_action.registry.client import Repository
 from rechunk_action.registry.credentials import ANONYMOUS, Credentials, Found
-from rechunk_action.registry.session import Patience, Session
+from rechunk_action.registry.patience import Patience
+from rechunk_action.registry.session import Session
 from tests.faulty_proxy import Exchange, Fault, FaultyProxy
 from tests.oracles import program
 

@@ -39,8 +39,11 @@ from rechunk_action.ostree.chunked import last_chunk
 from rechunk_action.plan.plain import Published, plan_update
 from rechunk_action.record import LABEL as RECORD_LABEL
 from rechunk_action.record import LayerRecord, Record, encode_record, facts
-from rechunk_action.registry.client import Repository, _bytes, _parse_tags
-from rechunk_action.registry.session import Answer, Session, _choose, _parse_token, _retry_after, join, parse_challenges
+from rechunk_action.registry.addresses import join
+from rechunk_action.registry.blobs import stated_size
+from rechunk_action.registry.challenge import choose, parse_challenges, parse_token
+from rechunk_action.registry.client import Repository, _parse_tags
+from rechunk_action.registry.session import Answer, Session, _retry_after
 from rechunk_action.registry.tables import ARTIFACT, RECORD, TABLE, find_beside
 from rechunk_action.tree.entry import Entry
 from tests.support import (
@@ -468,7 +471,7 @@ def headers(seeds: Sequence[bytes]) -> st.SearchStrategy[str]:
 def test_challenges(header: str) -> None:
     found = parse_challenges(header)
     assert all(isinstance(value, str) for each in found for value in (each.scheme, *each.parameters.values()))
-    _choose(found)
+    choose(found)
 
 
 @fuzzed
@@ -477,7 +480,7 @@ def test_answers(body: bytes) -> None:
     answer = Answer("https://ghcr.io/v2/", 403, {}, body)
     assert all(isinstance(code, str) for code in answer.codes)
     assert isinstance(answer.said, str)
-    token = _parse_token(body)
+    token = parse_token(body)
     assert token is None or token.value.isascii()
     is_handled(lambda: _parse_tags(answer, "ghcr.io/a/b"))
 
@@ -489,5 +492,5 @@ def test_links_and_times(link: str, after: str) -> None:
     is_handled(lambda: repository._next_page(Answer("https://ghcr.io/v2/a/b/tags/list", 200, {"Link": link}, b"")))
     is_handled(lambda: join("https://ghcr.io/v2/", link))
     assert _retry_after(after) >= 0
-    size = _bytes(after)
+    size = stated_size(after)
     assert size is None or size >= 0

@@ -30,7 +30,8 @@ from rechunk_action.errors import (
     RegistryUnavailable,
 )
 from rechunk_action.registry import client
-from rechunk_action.registry.client import CHUNK, MANIFEST_TYPES, Descriptor, Manifest, Repository
+from rechunk_action.registry.blobs import CHUNK
+from rechunk_action.registry.client import MANIFEST_TYPES, Descriptor, Manifest, Repository
 from rechunk_action.registry.session import Session
 from rechunk_action.workers import Workers
 from tests.faulty_proxy import ALWAYS, FaultyProxy, Kind

@@ -23,17 +23,12 @@ from hypothesis import strategies as st
 from responses.registries import OrderedRegistry
 
 from rechunk_action.errors import AccessDenied, InputError, RegistryError, RegistryUnavailable
+from rechunk_action.registry.addresses import is_loopback
+from rechunk_action.registry.challenge import Challenge, parse_challenges
 from rechunk_action.registry.client import Repository
 from rechunk_action.registry.credentials import ANONYMOUS, Credentials, Found
-from rechunk_action.registry.session import (
-    MAX_ANSWER,
-    Access,
-    Challenge,
-    Patience,
-    Session,
-    is_loopback,
-    parse_challenges,
-)
+from rechunk_action.registry.patience import Patience
+from rechunk_action.registry.session import MAX_ANSWER, Access, Session
 from rechunk_action.workers import Workers
 from tests.registries import FOUND, HASTE, PASSWORD, USER, htpasswd_registry, plain_registry, repository, token_registry
 

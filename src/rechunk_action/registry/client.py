@@ -2,10 +2,7 @@
 
 Invariants:
 - Absent is only what the registry says is absent, with 404. All else is an error.
-- What is read is verified: a manifest before it is handed out, a blob at its last byte. What is uploaded is named by
-  its digest, which the registry checks.
-- Neither memory nor the number of tries grows with a blob. A broken download goes on where it was; a broken upload
-  goes on where the registry says it is, and from the start where it does not know.
+- What is read is verified: a manifest before it is handed out, a blob at its last byte.
 - Nothing here knows images: blobs and manifests are bytes with a digest.
 
 Threads may share a repository, as they may its session.
@@ -14,38 +11,31 @@ Threads may share a repository, as they may its session.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import requests
 from requests.utils import parse_header_links
 
-from rechunk_action.errors import AccessDenied, CorruptImage, EnvironmentLack, NotInRegistry, RegistryError
+from rechunk_action.errors import AccessDenied, CorruptImage, RegistryError
 from rechunk_action.oci.image import INDEXES, MANIFESTS, digest_of, valid_digest
 from rechunk_action.progress import Advance
+from rechunk_action.registry.addresses import join
+from rechunk_action.registry.blobs import PIECE, Download, Upload, location_of, stated_size
 from rechunk_action.registry.reference import valid_tag
-from rechunk_action.registry.session import Access, Answer, Fault, Session, join
-from rechunk_action.workers import checkpoint
+from rechunk_action.registry.session import Access, Answer, Session
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    pass
 
 MANIFEST_TYPES = (*MANIFESTS, *INDEXES)
 """What is accepted as a manifest. A registry says 404 where it has only others."""
-
-CHUNK = 4 << 20
-"""Bytes of an upload that GHCR takes at once, when it is told where they belong."""
-
-PIECE = 1 << 18
-"""Bytes that are read or sent between two looks at whether to stop."""
 
 PAGE, MAX_PAGES, MAX_TAGS = 1000, 10_000, 1_000_000
 """Tags asked for at once, how often, and how many there may be."""
@@ -94,9 +84,9 @@ class Repository:
             seen.add(query)
             answer = self._request("GET", f"tags/list?{query}", self._pull)
             # Anything may answer 404; that there is no such repository is for a registry to say.
-            if answer.status == _NOT_FOUND and answer.codes and len(seen) == 1:
+            if answer.status == HTTPStatus.NOT_FOUND and answer.codes and len(seen) == 1:
                 return []
-            if answer.status != _OK:
+            if answer.status != HTTPStatus.OK:
                 raise self.session.unexpected(answer, f"the question for the tags of {self}")
             tags |= dict.fromkeys(_parse_tags(answer, str(self)))
             following = self._next_page(answer)
@@ -108,10 +98,13 @@ class Repository:
     def resolve(self, reference: str) -> Descriptor | None:
         """What a tag or digest stands for, None where the registry has no such image."""
         answer = self._request("HEAD", f"manifests/{reference}", self._pull, headers=_ACCEPT)
-        if answer.status == _NOT_FOUND:
+        if answer.status == HTTPStatus.NOT_FOUND:
             return None
-        digest, size = answer.headers.get("Docker-Content-Digest", ""), _bytes(answer.headers.get("Content-Length", ""))
-        if answer.status == _OK and valid_digest(digest) and size is not None:
+        digest, size = (
+            answer.headers.get("Docker-Content-Digest", ""),
+            stated_size(answer.headers.get("Content-Length", "")),
+        )
+        if answer.status == HTTPStatus.OK and valid_digest(digest) and size is not None:
             self._compare(reference, digest)
             return Descriptor(digest, _media_type(answer), size)
         manifest = self.manifest(reference)  # not every registry answers HEAD in full
@@ -120,9 +113,9 @@ class Repository:
     def manifest(self, reference: str) -> Manifest | None:
         """The manifest or index of a tag or digest. Raises `CorruptImage` when it is not what was asked for."""
         answer = self._request("GET", f"manifests/{reference}", self._pull, headers=_ACCEPT)
-        if answer.status == _NOT_FOUND:
+        if answer.status == HTTPStatus.NOT_FOUND:
             return None
-        if answer.status != _OK:
+        if answer.status != HTTPStatus.OK:
             raise self.session.unexpected(answer, f"the question for the manifest {reference} of {self}")
         digest = digest_of(answer.body)
         self._compare(answer.headers.get("Docker-Content-Digest", ""), digest)
@@ -133,7 +126,7 @@ class Repository:
         """Store a manifest under a tag or its digest. Returns its digest."""
         headers = {"Content-Type": media_type}
         answer = self._request("PUT", f"manifests/{reference}", self._push, headers=headers, body=data)
-        if answer.status not in (_CREATED, _OK):
+        if answer.status not in (HTTPStatus.CREATED, HTTPStatus.OK):
             raise self.session.unexpected(answer, f"the manifest {reference} for {self}")
         digest = digest_of(data)
         self._compare(answer.headers.get("Docker-Content-Digest", ""), digest)
@@ -142,12 +135,12 @@ class Repository:
     def has_blob(self, digest: str, size: int | None = None) -> bool:
         """Raises `CorruptImage` when the registry has the blob in another size."""
         answer = self._request("HEAD", f"blobs/{digest}", self._pull)
-        if answer.status == _NOT_FOUND:
+        if answer.status == HTTPStatus.NOT_FOUND:
             return False
         if answer.status in _REDIRECTS:
             stored = self.session.patiently(lambda: self._stored_size(digest))
-        elif answer.status == _OK:
-            stored = _bytes(answer.headers.get("Content-Length", ""))
+        elif answer.status == HTTPStatus.OK:
+            stored = stated_size(answer.headers.get("Content-Length", ""))
         else:
             raise self.session.unexpected(answer, f"the question for blob {digest} of {self}")
         if size is not None and stored is not None and stored != size:
@@ -163,7 +156,7 @@ class Repository:
 
         Raises `NotInRegistry` on the first read when there is no such blob.
         """
-        with io.BufferedReader(_Download(self, digest, size, self._pull), PIECE) as file:
+        with io.BufferedReader(Download(self, digest, size, self._pull), PIECE) as file:
             yield file
 
     def fetch_blob(self, digest: str, size: int, limit: int) -> bytes:
@@ -195,13 +188,13 @@ class Repository:
             answer = self._request("POST", f"blobs/uploads/?{query}", access)
         except AccessDenied:
             return False  # the right that is missing may be the one to the source: uploading tells
-        if answer.status == _ACCEPTED:
+        if answer.status == HTTPStatus.ACCEPTED:
             self._begun[digest] = location_of(answer, self)
-        return answer.status == _CREATED
+        return answer.status == HTTPStatus.CREATED
 
     def upload(self, digest: str, size: int, open_: Callable[[], BinaryIO], advance: Advance = _ignore) -> None:
         """Store a blob. `open_` is called for each try. Raises `CorruptImage` when it has fewer bytes than `size`."""
-        _Upload(self, digest, size, open_, advance).run(self._begun.pop(digest, None))
+        Upload(self, digest, size, open_, advance).run(self._begun.pop(digest, None))
 
     def upload_bytes(self, data: bytes) -> str:
         """Store a small blob. Returns its digest."""
@@ -228,10 +221,10 @@ class Repository:
         """The size of a blob in a storage that the registry refers to, by reading a byte of it."""
         headers = {"Range": "bytes=0-0"}
         with self.session.open("GET", self.path(f"blobs/{digest}"), self._pull, headers=headers) as response:
-            if response.status_code == _PARTIAL:
-                return _bytes(self.session.answer(response).headers.get("Content-Range", "").rpartition("/")[2])
-            if response.status_code == _OK:
-                return _bytes(response.headers.get("Content-Length", ""))
+            if response.status_code == HTTPStatus.PARTIAL_CONTENT:
+                return stated_size(self.session.answer(response).headers.get("Content-Range", "").rpartition("/")[2])
+            if response.status_code == HTTPStatus.OK:
+                return stated_size(response.headers.get("Content-Length", ""))
             raise self.session.unexpected(self.session.answer(response), f"the question for blob {digest} of {self}")
 
     def _next_page(self, answer: Answer) -> str | None:
@@ -246,25 +239,8 @@ class Repository:
         return None
 
 
-_OK, _CREATED, _ACCEPTED, _NO_CONTENT, _PARTIAL, _NOT_FOUND = 200, 201, 202, 204, 206, 404
 _ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
 _REDIRECTS = (301, 302, 303, 307, 308)
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]+|\*)")
-
-
-def location_of(answer: Answer, repository: Repository) -> str:
-    """Where an upload goes on: relative or not, at this host or another."""
-    if not (location := answer.headers.get("Location")):
-        raise repository.session.unexpected(answer, f"an upload to {repository}, without a place to go on at")
-    return join(answer.url, location)
-
-
-def _bytes(header: str) -> int | None:
-    """The size that a header states, None where it states none."""
-    return int(header) if _SIZE.fullmatch(header) else None
-
-
-_SIZE = re.compile("[0-9]{1,18}")
 
 
 def _media_type(answer: Answer) -> str:
@@ -279,263 +255,3 @@ def _parse_tags(answer: Answer, name: str) -> list[str]:
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise RegistryError(f"the list of tags of {name} is malformed: see whether the reference names a registry")
-
-
-class _Download(io.RawIOBase):
-    """The bytes of a blob, asked for again from where they broke off: the address of a storage expires, so each time
-    it is the registry that is asked.
-    """
-
-    def __init__(self, repository: Repository, digest: str, size: int, access: Access) -> None:
-        self._repository = repository
-        self._session = repository.session
-        self._digest = digest
-        self._size = size
-        self._access = access
-        self._hash = hashlib.sha256()
-        self._position = 0
-        self._verified = False
-        self._waits = self._session.waits()
-        self._opened = contextlib.ExitStack()
-        self._response: requests.Response | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._opened.close()
-        super().close()
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        if self._verified:
-            return 0
-        piece = self._next(min(len(view), self._size - self._position))
-        self._hash.update(piece)
-        self._position += len(piece)
-        if self._position // CHUNK > (self._position - len(piece)) // CHUNK:
-            self._waits.renew()
-        if self._position == self._size:
-            self._verify()
-        view[: len(piece)] = piece
-        return len(piece)
-
-    def _next(self, size: int) -> bytes:
-        while True:
-            checkpoint()
-            try:
-                if self._response is None:
-                    self._response = self._request()
-                piece = self._session.read(self._response, size)
-                if piece or not size:
-                    return piece
-                raise Fault(f"{self._session.host} hung up")  # noqa: TRY301  # as the session would
-            except Fault as fault:
-                self._opened.close()
-                self._response = None
-                self._waits.after(fault)
-
-    def _request(self) -> requests.Response:
-        first = self._position
-        headers = {"Range": f"bytes={first}-{self._size - 1}"} if first else {}
-        path = self._repository.path(f"blobs/{self._digest}")
-        response = self._opened.enter_context(self._session.open("GET", path, self._access, headers=headers))
-        if response.status_code == _NOT_FOUND:
-            raise NotInRegistry(
-                f"{self._repository} has no blob {self._digest}: it was deleted, or never pushed; "
-                "build the image anew with --fresh"
-            )
-        if first and response.status_code == _PARTIAL:
-            stretch = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if stretch is None or int(stretch[1]) != first or stretch[2] not in ("*", str(self._size)):
-                raise self._corrupt("answered with other bytes than were asked for")
-            return response
-        if response.status_code != _OK:
-            answer = self._session.answer(response)
-            raise self._session.unexpected(answer, f"the question for blob {self._digest} of {self._repository}")
-        length = _bytes(response.headers.get("Content-Length", ""))
-        if length not in (None, self._size):
-            raise self._corrupt(f"has {length:,} bytes of it instead of {self._size:,}")
-        while first:  # it sends all of it, whatever was asked for
-            checkpoint()
-            skipped = self._session.read(response, min(first, PIECE))
-            if not skipped:
-                raise Fault(f"{self._session.host} hung up")
-            first -= len(skipped)
-        return response
-
-    def _verify(self) -> None:
-        with contextlib.suppress(Fault):  # a connection that breaks now has done its work
-            if self._response is not None and self._session.read(self._response, 1):
-                raise self._corrupt(f"has more bytes of it than {self._size:,}")
-        if "sha256:" + self._hash.hexdigest() != self._digest:
-            raise self._corrupt("has other bytes under this digest")
-        self._verified = True
-
-    def _corrupt(self, what: str) -> CorruptImage:
-        return CorruptImage(
-            f"blob {self._digest}: {self._repository} {what}: try again, and build the image anew with --fresh if it "
-            "stays so"
-        )
-
-
-class _Refused(Exception):
-    """The registry does not take what was sent. The first time, damage on the way may be why."""
-
-    def __init__(self, error: RegistryError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-class _Upload:
-    """One blob on its way: as one stream, and after a fault in chunks, from where the registry says it is."""
-
-    def __init__(
-        self, repository: Repository, digest: str, size: int, open_: Callable[[], BinaryIO], advance: Advance
-    ) -> None:
-        self._repository = repository
-        self._session = repository.session
-        self._access = Access(repository.name, push=True)
-        self._digest = digest
-        self._size = size
-        self._open = open_
-        self._advance = advance
-        self._reported = 0
-        self._furthest = 0
-        self._location = ""
-        self._waits = self._session.waits()
-
-    def run(self, begun: str | None) -> None:
-        """`begun`: the location of an upload that has begun."""
-        position = None if begun is None else 0
-        self._location = begun or ""
-        refused = False
-        while True:
-            checkpoint()
-            try:
-                if position is None:
-                    self._start()
-                self._send(position or 0)
-            except Fault as fault:
-                self._waits.after(fault)
-                # The answer to the last request may be all that was lost.
-                if self._repository.has_blob(self._digest, self._size):
-                    break
-                position = self._stored()
-            except _Refused as refusal:
-                if refused:
-                    raise refusal.error from None
-                refused, position = True, None
-            else:
-                break
-        self._report(self._size)
-
-    def _start(self) -> None:
-        answer = self._session.request("POST", self._repository.path("blobs/uploads/"), self._access)
-        if answer.status != _ACCEPTED:
-            raise self._session.unexpected(answer, f"the start of an upload to {self._repository}")
-        self._location = location_of(answer, self._repository)
-
-    def _send(self, position: int) -> None:
-        """All that is missing, and the end."""
-        if position == 0 and self._size <= CHUNK:
-            self._finish(self._size)
-            return
-        while position < self._size:
-            # GHCR takes no more than a chunk at once, but for a stream that says nothing of its place.
-            length = min(CHUNK, self._size - position) if position else self._size
-            headers = {"Content-Range": f"{position}-{position + length - 1}"} if position else {}
-            self._location = location_of(
-                self._attempt("PATCH", self._location, position, length, headers), self._repository
-            )
-            position += length
-            self._note(position)
-        self._finish(0)
-
-    def _finish(self, length: int) -> None:
-        mark = "&" if urlsplit(self._location).query else "?"
-        self._attempt("PUT", f"{self._location}{mark}{urlencode({'digest': self._digest})}", 0, length, {})
-
-    def _attempt(self, method: str, location: str, start: int, length: int, headers: dict[str, str]) -> Answer:
-        body = _Stretch(self._open, self._digest, start, length, self._report) if length else None
-        headers = headers | ({"Content-Type": "application/octet-stream"} if length else {})
-        answer = self._session.attempt(method, location, self._access, headers=headers, body=body)
-        if answer.status in _TAKEN:
-            return answer
-        error = self._session.unexpected(answer, f"blob {self._digest} for {self._repository}")
-        raise _Refused(error) if answer.status in _REFUSALS else error
-
-    def _stored(self) -> int | None:
-        """How many bytes of the upload the registry has, None when it does not know or does not say."""
-        try:
-            answer = self._session.attempt("GET", self._location, self._access)
-        except (Fault, AccessDenied):
-            return None
-        stored = _RANGE.fullmatch(answer.headers.get("Range", ""))
-        if answer.status != _NO_CONTENT or stored is None:
-            return None
-        self._location = location_of(answer, self._repository)
-        end = int(stored[1])  # of the last byte; also 0 where there is none
-        position = end + 1 if 0 < end < self._size else 0
-        self._note(position)
-        return position
-
-    def _note(self, position: int) -> None:
-        """The registry has that much. Each chunk that it never had before is worth as many tries as the first."""
-        if position >= self._furthest + CHUNK:
-            self._furthest = position
-            self._waits.renew()
-
-    def _report(self, position: int) -> None:
-        """Progress goes forward only, whatever is sent again."""
-        if position > self._reported:
-            self._advance(position - self._reported)
-            self._reported = position
-
-
-_TAKEN = (200, 201, 202, 204)
-_REFUSALS = (400, 404, 416)
-_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
-
-
-class _Stretch:
-    """A part of a blob as the body of a request: it has a length, and is read anew each time it is sent."""
-
-    def __init__(
-        self, open_: Callable[[], BinaryIO], digest: str, start: int, length: int, sent: Callable[[int], None]
-    ) -> None:
-        self._open = open_
-        self._digest = digest
-        self._start = start
-        self._length = length
-        self._sent = sent
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[bytes]:
-        position, end = self._start, self._start + self._length
-        with self._readable():
-            file = self._open()
-        with file:
-            with self._readable():
-                file.seek(position)
-            while position < end:
-                checkpoint()
-                with self._readable():
-                    piece = file.read(min(PIECE, end - position))
-                if not piece:
-                    raise CorruptImage(f"{self._digest} has {position:,} bytes and should have more: build it again")
-                yield piece
-                position += len(piece)
-                self._sent(position)
-
-    @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
-        """An error of our disk, which urllib3 would take for one of the network."""
-        try:
-            yield
-        except OSError as error:
-            raise EnvironmentLack(
-                f"{self._digest} cannot be read to upload it ({error.strerror}): check the disk and your rights"
-            ) from None

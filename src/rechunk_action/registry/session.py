@@ -16,34 +16,24 @@ from __future__ import annotations
 import base64
 import contextlib
 import email.utils
-import ipaddress
 import json
-import random
-import re
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from http.cookiejar import DefaultCookiePolicy
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
-from urllib.parse import SplitResult, urljoin, urlsplit
-from weakref import WeakSet
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 
-from rechunk_action import __version__
-from rechunk_action.errors import AccessDenied, InputError, RegistryError, RegistryUnavailable
+from rechunk_action.errors import AccessDenied, InputError, RegistryError
+from rechunk_action.registry.addresses import host_of, is_loopback, is_private, join, origin
+from rechunk_action.registry.challenge import NO_CHALLENGE, Token, choose, parse_challenges, parse_token
 from rechunk_action.registry.credentials import ANONYMOUS, Found
+from rechunk_action.registry.patience import Fault, Patience, Waits
 from rechunk_action.registry.reference import API_HOSTS
+from rechunk_action.registry.transport import Http, hopeless, system_error
 from rechunk_action.workers import checkpoint, stoppers
-
-CONNECTIONS = 16
-"""Connections to a host that are kept for another request: as many as threads that work in parallel."""
 
 MAX_ANSWER = 4 << 20
 """Bytes that are read of an answer, but for blobs: what clients read of a manifest (containers/image, iolimits.go)."""
@@ -51,61 +41,6 @@ MAX_ANSWER = 4 << 20
 MAX_REDIRECTS = 5
 
 _Result = TypeVar("_Result")
-
-
-def _sleep(seconds: float) -> None:
-    """In short steps, so that a cancel is seen."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        checkpoint()
-        time.sleep(min(left, 0.2))
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How often a request is tried, and how long is waited: `pause` seconds at first, doubled each time, or what the
-    registry asks for; `total` in all. `timeouts` are those of connecting and of the silence in a connection.
-    """
-
-    tries: int = 6
-    pause: float = 1.0
-    total: float = 120.0
-    timeouts: tuple[float, float] = (10.0, 60.0)
-    sleep: Callable[[float], None] = _sleep
-
-
-class Fault(Exception):
-    """Something that may pass. Internal to this package: it never reaches a user."""
-
-    def __init__(self, text: str, retry_after: float = 0.0) -> None:
-        super().__init__(text)
-        self.retry_after = retry_after
-
-
-class Waits:
-    """The waits of one undertaking."""
-
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self._faults = 0
-        self._waited = 0.0
-
-    def after(self, fault: Fault) -> None:
-        """Wait before the next try. Raises `RegistryUnavailable` when there is to be none."""
-        backoff = self._patience.pause * 2**self._faults * random.uniform(0.5, 1)  # noqa: S311  # no secret
-        pause = max(fault.retry_after, backoff)
-        self._faults += 1
-        self._waited += pause
-        if self._faults >= self._patience.tries or self._waited > self._patience.total:
-            asked = f", which asks to wait for {fault.retry_after:.0f} s" if fault.retry_after else ""
-            times = "once" if self._faults == 1 else f"{self._faults} times"
-            raise RegistryUnavailable(f"{fault} (tried {times}{asked}): see whether the registry is up, and try again")
-        self._patience.sleep(pause)
-
-    def renew(self) -> None:
-        """Something got on: what comes now is another fault, however many there were."""
-        self._faults = 0
-        self._waited = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,10 +96,10 @@ class Session:
         self.patience = patience or Patience()
         self.base = f"{'https' if tls_verify else 'http'}://{API_HOSTS.get(host, host)}"
         self._found = found
-        self._challenge = _NO_CHALLENGE
-        self._tokens: dict[Access, _Token] = {}
+        self._challenge = NO_CHALLENGE
+        self._tokens: dict[Access, Token] = {}
         self._lock = threading.Lock()
-        self._http = _Http(self.patience.timeouts[1])
+        self._http = Http(self.patience.timeouts[1])
 
     def __enter__(self) -> Self:
         stoppers.append(self._http.hang_up)
@@ -222,7 +157,7 @@ class Session:
             body = response.raw.read(MAX_ANSWER + 1, decode_content=True)
         if len(body) > MAX_ANSWER:
             raise RegistryError(
-                f"{_host_of(response.url)} sends more than {MAX_ANSWER:,} bytes where no more than a document is due: "
+                f"{host_of(response.url)} sends more than {MAX_ANSWER:,} bytes where no more than a document is due: "
                 "see whether the reference is right"
             )
         return Answer(response.url, response.status_code, response.headers, body)
@@ -248,7 +183,7 @@ class Session:
 
     def owns(self, url: str) -> bool:
         """Whether a URL is the registry's own, where authorization may be sent."""
-        return _origin(url) == _origin(self.base)
+        return origin(url) == origin(self.base)
 
     def unexpected(self, answer: Answer, what: str) -> RegistryError:
         return RegistryError(
@@ -306,15 +241,15 @@ class Session:
                 self.answer(response)  # to its end, so that the connection can be used again
             onward = join(url, response.headers["Location"])
             self._require_private(onward)
-            if _origin(onward) != _origin(url):
+            if origin(onward) != origin(url):
                 headers = {name: value for name, value in headers.items() if name != "Authorization"}
             url = onward
         raise RegistryError(f"{self.host} redirects more than {MAX_REDIRECTS} times: ask those who run the registry")
 
     def _require_private(self, url: str) -> None:
-        if not _is_private(url):
+        if not is_private(url):
             raise RegistryError(
-                f"{self.host} refers to {_host_of(url)} without TLS, which is refused: ask those who run the registry"
+                f"{self.host} refers to {host_of(url)} without TLS, which is refused: ask those who run the registry"
             )
 
     def _without(self, faults: Collection[int], response: requests.Response) -> requests.Response:
@@ -323,7 +258,7 @@ class Session:
             return response
         with contextlib.closing(response):
             answer = self.answer(response)
-        text = f"{_host_of(response.url)} answered {answer.status}{self._quote(answer)}"
+        text = f"{host_of(response.url)} answered {answer.status}{self._quote(answer)}"
         raise Fault(text, _retry_after(answer.headers.get("Retry-After", "")))
 
     def _authorization(self, access: Access) -> dict[str, str]:
@@ -349,7 +284,7 @@ class Session:
         """Whether the next try has another authorization than the one that was `sent`."""
         with self._lock:
             if answer.status == _UNAUTHORIZED:
-                self._challenge = _choose(parse_challenges(answer.headers.get("WWW-Authenticate", "")))
+                self._challenge = choose(parse_challenges(answer.headers.get("WWW-Authenticate", "")))
             if self._challenge.scheme == "bearer":
                 token = self._tokens.get(access)
                 if token is not None and sent == {"Authorization": f"Bearer {token.value}"}:
@@ -357,10 +292,10 @@ class Session:
                 return True
             return self._challenge.scheme == "basic" and self._basic() not in ({}, sent)
 
-    def _exchange(self, access: Access) -> _Token:
+    def _exchange(self, access: Access) -> Token:
         """A token from the server that the registry named (distribution-spec and docker's token specification)."""
         realm = self._challenge.parameters.get("realm", "")
-        if not _is_private(realm):
+        if not is_private(realm):
             raise RegistryError(
                 f"{self.host} wants credentials sent to {realm[:200]!r}, which is not https, and gets none: "
                 "see whether the reference is right"
@@ -381,10 +316,10 @@ class Session:
         if answer.status in _DENIALS:
             raise self._denied(answer, access)
         if answer.status != _OK:
-            raise self.unexpected(answer, f"the request for a token at {_host_of(realm)}")
-        token = _parse_token(answer.body)
+            raise self.unexpected(answer, f"the request for a token at {host_of(realm)}")
+        token = parse_token(answer.body)
         if token is None:
-            raise RegistryError(f"{_host_of(realm)} answered with no token that could be used: try again")
+            raise RegistryError(f"{host_of(realm)} answered with no token that could be used: try again")
         return token
 
     def _token_request(self, method: str, realm: str, **options: Any) -> requests.Response:  # noqa: ANN401
@@ -418,144 +353,22 @@ class Session:
         try:
             yield
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise self._fault(error, _host_of(url)) from None
+            raise self._fault(error, host_of(url)) from None
 
     def _fault(self, error: Exception, host: str) -> Fault | RegistryError:
         if isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError)):
             return Fault(f"{host} did not answer in time")
         if isinstance(error, ValueError):
             return RegistryError(f"{self.host} gave an address that cannot be used: ask those who run the registry")
-        cause = _system_error(error)
+        cause = system_error(error)
         if cause is None:
             return Fault(f"{host} hung up")
-        return _hopeless(cause, host) or Fault(f"the connection to {host} failed ({cause.strerror or cause})")
-
-
-def join(base: str, target: str) -> str:
-    """An address that a server gave, relative or not."""
-    try:
-        return urljoin(base, target)
-    except ValueError:
-        raise RegistryError(f"{_host_of(base)} gave an address that cannot be used: {target[:200]!r}") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host`, with or without a port, is this machine."""
-    name = _split(f"//{host}").hostname or ""
-    try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-@dataclass(frozen=True)
-class Challenge:
-    """One way of authentication that a server offers. Names are in lower case."""
-
-    scheme: str
-    parameters: Mapping[str, str]
-
-
-def parse_challenges(header: str) -> list[Challenge]:
-    """The header `WWW-Authenticate` (RFC 9110, 11.6.1); what cannot be read of it is passed over."""
-    challenges: list[Challenge] = []
-    for part in _CHALLENGE_PART.finditer(header):
-        if scheme := part["scheme"]:
-            challenges.append(Challenge(scheme.lower(), {}))
-        elif challenges:
-            value = part["plain"] if part["quoted"] is None else re.sub(r"\\(.)", r"\1", part["quoted"])
-            last = challenges[-1]
-            challenges[-1] = replace(last, parameters={**last.parameters, part["name"].lower(): value})
-    return challenges
-
-
-_WORD = r"[\w!#$%&'*+.^`|~-]+"
-_CHALLENGE_PART = re.compile(
-    rf'(?P<name>{_WORD})\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s,"]+))|(?P<scheme>{_WORD})'
-)
-_NO_CHALLENGE = Challenge("", {})
-
-
-def _choose(challenges: Iterable[Challenge]) -> Challenge:
-    """A token rather than the password: it can do less."""
-    known = {challenge.scheme: challenge for challenge in challenges}
-    return known.get("bearer") or known.get("basic") or _NO_CHALLENGE
-
-
-@dataclass(frozen=True)
-class _Token:
-    value: str
-    renew_at: float
-
-
-_TOKEN = re.compile(r"[!-~]+")  # visible, so that it can be a header
-_SHORTEST_LIFE = 60.0  # seconds, where the server says nothing (docker's token specification)
-
-
-def _parse_token(body: bytes) -> _Token | None:
-    try:
-        document = json.loads(body)
-        value = document.get("token") or document.get("access_token") or ""
-        life = float(document.get("expires_in") or _SHORTEST_LIFE)
-    except (ValueError, OverflowError, TypeError, AttributeError, RecursionError):
-        return None
-    # A token that expires on its way costs an answer of 401 and a new one, no more.
-    return _Token(value, time.monotonic() + life * 0.8) if isinstance(value, str) and _TOKEN.fullmatch(value) else None
+        return hopeless(cause, host) or Fault(f"the connection to {host} failed ({cause.strerror or cause})")
 
 
 _OK, _UNAUTHORIZED = 200, 401
 _DENIALS = (_UNAUTHORIZED, 403)
 _FAULTS = (429, 500, 502, 503, 504)
-_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL")
-
-
-class _Http(requests.Session):
-    """What of requests is wanted here: no redirects, since their bodies and addresses are not to be believed; no user
-    from ~/.netrc, which is taken where there is no authentication; no cookies; no proxy on the way to loopback.
-    """
-
-    def __init__(self, silence: float) -> None:
-        """`silence`: seconds that a connection may be silent, while it sends, too (urllib3 has those of connecting)."""
-        super().__init__()
-        self._opened: WeakSet[Any] = WeakSet()
-        self.auth = lambda request: request
-        self.headers.clear()
-        self.headers.update({"User-Agent": f"rechunk-action/{__version__}", "Accept-Encoding": "identity"})
-        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        for scheme in ("https://", "http://"):
-            adapter = HTTPAdapter(pool_maxsize=CONNECTIONS)
-            adapter.poolmanager.pool_classes_by_scheme = {
-                "http": _tracked(HTTPConnectionPool, silence, self._opened),
-                "https": _tracked(HTTPSConnectionPool, silence, self._opened),
-            }
-            self.mount(scheme, adapter)
-
-    def hang_up(self) -> None:
-        """Break all connections: who waits for an answer is to stop, and would not notice otherwise."""
-        for connection in list(self._opened):
-            with contextlib.suppress(OSError, AttributeError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        del resp
-
-    def merge_environment_settings(self, url: str | bytes | None, *settings: Any) -> Any:  # noqa: ANN401  # as there
-        merged = super().merge_environment_settings(url, *settings)
-        if is_loopback(_host_of(str(url))):
-            merged["proxies"] = {}
-        return merged
-
-
-def _tracked(pool: type[HTTPConnectionPool], silence: float, opened: WeakSet[Any]) -> type[HTTPConnectionPool]:
-    """A pool whose connections can be found while they are open."""
-
-    class Connection(pool.ConnectionCls):  # type: ignore[name-defined,misc]  # a class of the pool's choice
-        def connect(self) -> None:
-            super().connect()
-            self.sock.settimeout(silence)
-            opened.add(self)
-
-    return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
 
 
 def _retry_after(header: str) -> float:
@@ -579,60 +392,6 @@ def _remedy(host: str, found: Found, *, push: bool) -> str:
             "`podman login ghcr.io`"
         )
     return f"run `podman login {host}` as a user who may do that"
-
-
-def _split(url: str) -> SplitResult:
-    """The parts of a URL; all are empty where it is malformed."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return urlsplit("")
-    return parts
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = _split(url)
-    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
-
-
-def _host_of(url: str) -> str:
-    """The host and port of a URL, for a message: the rest may be a signature."""
-    return _split(url).netloc.rpartition("@")[2]
-
-
-def _is_private(url: str) -> bool:
-    """Whether others cannot listen."""
-    return _split(url).scheme == "https" or (_split(url).scheme == "http" and is_loopback(_host_of(url)))
-
-
-def _system_error(error: BaseException) -> OSError | None:
-    """The system's error at the root of one of requests or urllib3."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError) and not isinstance(inner, requests.RequestException):
-            return inner
-        inner = inner.__cause__ or inner.__context__
-    return None
-
-
-def _hopeless(cause: OSError, host: str) -> RegistryError | None:
-    """The error of a connection that will fail again, whenever it is tried."""
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return RegistryError(
-            f"the certificate of {host} is not trusted ({cause.verify_message}): name the certificate of "
-            "who issued it in REQUESTS_CA_BUNDLE; --tls-verify=false is for registries on loopback"
-        )
-    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
-        return RegistryError(
-            f"{host} does not speak TLS: add --tls-verify=false if it is a registry on loopback, and see whether "
-            "the port is right otherwise"
-        )
-    if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
-        return RegistryUnavailable(f"there is no host {host}: see whether the reference and the network are right")
-    if isinstance(cause, ConnectionRefusedError) and is_loopback(host):
-        return RegistryUnavailable(f"nothing listens at {host}: start the registry, or see whether the port is right")
-    return None
 
 
 def _errors(body: bytes) -> list[dict[str, Any]]:

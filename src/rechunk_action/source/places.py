@@ -20,8 +20,9 @@ from rechunk_action.progress import Advance, Progress
 from rechunk_action.registry.client import Repository
 from rechunk_action.registry.credentials import Credentials, find_credentials
 from rechunk_action.registry.image import published_image
+from rechunk_action.registry.patience import Patience
 from rechunk_action.registry.reference import Reference
-from rechunk_action.registry.session import Patience, Session
+from rechunk_action.registry.session import Session
 from rechunk_action.source import Source
 from rechunk_action.source.archive import archive_image, saved_image
 from rechunk_action.source.directory import DirectorySource
