@@ -1,12 +1,13 @@
 """What the whole test run shares. `pytest --hypothesis-profile=thorough` looks at many more examples, `long` at so many
-that a test takes many minutes.
+that a test takes many minutes. With `pytest --long`, tests that try points of a long list try all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,8 @@ from rechunk_action.tree import components
 from tests.faulty_proxy import Line
 from tests.registries import plain_registry
 
+T = TypeVar("T")
+
 # A shell that starts us in the background has this signal ignored, by us and by all that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -23,6 +26,17 @@ settings.register_profile("unhurried", deadline=None)  # a busy machine is no fa
 settings.load_profile("unhurried")
 settings.register_profile("thorough", max_examples=1000)
 settings.register_profile("long", max_examples=10_000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="try all points, not a sample of them: takes many minutes")
+
+
+def sample(points: Sequence[T], request: pytest.FixtureRequest, *, most: int = 12) -> Sequence[T]:
+    """So many of the points, spread evenly from the first to the last; with `--long`, all of them."""
+    if request.config.getoption("--long") or len(points) <= most:
+        return points
+    return [points[number * (len(points) - 1) // (most - 1)] for number in range(most)]
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def repository(
 
 class TokenGate(FaultyProxy):
     """A registry's token authentication, GHCR's way: 401 and a challenge without a token, 403 with one that is good for
-    something else. `life` is the seconds that a token has.
+    something else. `life` is the seconds that a token has, from its first use on, however busy the machine is.
     """
 
     def __init__(self, upstream: str, *, public: bool) -> None:
@@ -105,7 +105,7 @@ class TokenGate(FaultyProxy):
             return self._token(exchange, parse_qs(url.query).get("scope", []))
         scheme, _, token = exchange.headers.get("Authorization", "").partition(" ")
         grant = self._granted.get(token)
-        if scheme != "Bearer" or grant is None or grant.until < time.monotonic():
+        if scheme != "Bearer" or grant is None or not grant.lives():
             return self._challenge("invalid_token" if token else "")
         name = re.match(r"/v2/(.+)/(?:tags|manifests|blobs)/", url.path)
         wanted = "pull" if exchange.method in ("GET", "HEAD") else "push"
@@ -119,7 +119,7 @@ class TokenGate(FaultyProxy):
         if sent and not known:
             return _error(401, "UNAUTHORIZED", f"authentication required, not {sent}")
         allowed = {"pull", "push"} if known else {"pull"} if self.public else set[str]()
-        grant = _Grant(time.monotonic() + self.life)
+        grant = _Grant(self.life)
         for scope in " ".join(scopes).split():
             _, name, actions = scope.split(":")
             grant.rights[name] = allowed & set(actions.split(","))
@@ -137,8 +137,15 @@ class TokenGate(FaultyProxy):
 
 @dataclass
 class _Grant:
-    until: float
+    life: float
     rights: dict[str, set[str]] = field(default_factory=dict)
+    end: float | None = None
+
+    def lives(self) -> bool:
+        """Whether a use of it, which is now, is not too late."""
+        if self.end is None:
+            self.end = time.monotonic() + self.life
+        return time.monotonic() <= self.end
 
 
 def _error(status: int, code: str, message: str) -> Fault:

@@ -119,7 +119,7 @@ def _with_version_tag(options: BuildOptions) -> BuildOptions:
 
 def _open_writer(options: BuildOptions, places: Places, progress: Progress) -> Writer:
     if options.output.transport == "oci":
-        return LayoutWriter(options.output.path, options.output.tag)
+        return LayoutWriter(options.output.path, options.output.tag, progress.notice)
     repository = places.repository(options.output.reference)
     return RegistryWriter(
         repository,

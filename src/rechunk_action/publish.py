@@ -13,7 +13,6 @@ comes last, and who comes last says so.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from rechunk_action.registry.client import Repository
 from rechunk_action.registry.image import RegistryBlobs
 from rechunk_action.registry.tables import EMPTY, LABEL, tables_manifest, tables_tag
 from rechunk_action.registry.versions import successor
+from rechunk_action.scratch import PREFIX, clear
 from rechunk_action.workers import Workers
 
 if TYPE_CHECKING:
@@ -64,14 +64,13 @@ class RegistryWriter(Stage):
         self._artifact: Json = {}
         if push:  # Every image here needs this blob. Who may not push had better know now than in the end.
             self._repository.upload_bytes(EMPTY)
+        clear(scratch, PREFIX, notice)
         try:
-            stage = Path(tempfile.mkdtemp(prefix="rechunk-", dir=scratch))
-            stage.chmod(0o755)  # another user's podman may have to put an image into it
+            super().__init__(scratch, PREFIX)
         except OSError as error:
             raise EnvironmentLack(
                 f"{scratch} cannot be used for scratch space ({error.strerror}): set TMPDIR to another directory"
             ) from None
-        super().__init__(stage)
 
     def keep(self, image: Image, blob: Blob, table: Table) -> None:
         """Take a layer over from another image, byte for byte."""

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from rechunk_action.errors import InputError
 from rechunk_action.oci import tar
 from rechunk_action.oci.compression import Compression, Compressor
+from rechunk_action.oci.stage import writing
 from rechunk_action.oci.table import WHITEOUT, Blob, Table, read_table
 from rechunk_action.progress import UNHEARD, Advance
 from rechunk_action.tree.entry import Entry, Tree, new_digest
@@ -140,6 +141,7 @@ class _Output:
 
     def __init__(self, file: BinaryIO, compressor: Compressor, advance: Advance) -> None:
         self._file = file
+        self._path = Path(file.name)
         self._compressor = compressor
         self._advance = advance
         self._hash = hashlib.sha256()
@@ -157,6 +159,8 @@ class _Output:
         self._compress()
         self._add(b"".join(self._gathered))
         self._store(self._compressor.flush())
+        with writing(self._path):
+            self._file.flush()
         return "sha256:" + self._hash.hexdigest(), self._size
 
     def _compress(self) -> None:
@@ -174,7 +178,8 @@ class _Output:
     def _store(self, data: bytes) -> None:
         self._hash.update(data)
         self._size += len(data)
-        self._file.write(data)
+        with writing(self._path):
+            self._file.write(data)
 
 
 def _archive(plan: LayerPlan, tree: Tree, contents: Contents, newest: int | None) -> Iterator[bytes]:
