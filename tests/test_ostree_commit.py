@@ -243,14 +243,14 @@ def test_progress_counts_every_name(root: Path) -> None:
 def test_a_file_that_changes_is_told(root: Path, content: bytes) -> None:
     source = scanned(DirectorySource(str(root)))
     (root / "etc/shadow").write_bytes(content)
-    with pytest.raises(InputError, match=r"^/etc/shadow changed while it was read: build from a tree that nothing"):
+    with pytest.raises(InputError, match="/etc/shadow changed while it was read: build from a tree that nothing"):
         committed(source, root.parent)
 
 
 def test_a_file_that_goes_is_told(root: Path) -> None:
     source = scanned(DirectorySource(str(root)))
     (root / "etc/shadow").unlink()
-    with pytest.raises(InputError, match="etc/shadow cannot be read"):
+    with pytest.raises(InputError, match="etc/shadow vanished while the tree was read"):
         committed(source, root.parent)
 
 

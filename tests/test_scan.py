@@ -303,7 +303,10 @@ def test_a_root_of_nothing_but_devices_is_empty(root: Path) -> None:
 def test_a_root_may_be_a_link(root: Path) -> None:
     (root / "x").touch()
     (root.parent / "link").symlink_to(root)
-    assert set(scan(str(root.parent / "link")).tree) == {"", "x"}
+    os.setxattr(root, "user.root", b"1")
+    tree = scan(str(root.parent / "link")).tree
+    assert set(tree) == {"", "x"}
+    assert tree[""].xattrs == (("user.root", b"1"),)
 
 
 def test_deep_trees_are_walked(root: Path) -> None:
@@ -392,7 +395,9 @@ def test_contents_are_not_read_without_need(root: Path) -> None:
 def test_a_file_that_vanishes_is_told(root: Path) -> None:
     with Hasher(1, lambda _: None) as hasher:
         hasher.add(str(root / "gone"), Entry("f", 0o644, 0, 0, size=1))
-        with pytest.raises(InputError, match=r"gone cannot be read \(No such file"):
+        with pytest.raises(
+            InputError, match="gone vanished while the tree was read: build from a tree that nothing writes to"
+        ):
             hasher.finish()
 
 
@@ -407,8 +412,27 @@ def test_a_disk_that_fails_is_told(size: int) -> None:
 
 def test_contents_are_never_read_through_a_link(root: Path) -> None:
     (root / "link").symlink_to("/etc/passwd")
-    with pytest.raises(InputError, match="link cannot be read"):
-        next(file_pieces(str(root / "link")))
+    with pytest.raises(InputError, match=r"link changed while it was read \(Too many levels of symbolic links\)"):
+        next(file_pieces(str(root / "link"), 1))
+
+
+def test_an_empty_file_is_not_opened(root: Path) -> None:
+    assert list(file_pieces(str(root / "missing"), 0)) == []
+
+
+@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE])
+def test_contents_of_any_size_are_read_whole(root: Path, size: int) -> None:
+    content = os.urandom(size)
+    (root / "file").write_bytes(content)
+    assert b"".join(file_pieces(str(root / "file"), size)) == content
+
+
+@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE + 1, 2 * PIECE - 1])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_file_of_another_size_is_told(root: Path, size: int, more: int) -> None:
+    (root / "file").write_bytes(bytes(size + more))
+    with pytest.raises(InputError, match="file changed while it was read: build from a tree that nothing writes to"):
+        list(file_pieces(str(root / "file"), size))
 
 
 def test_a_directory_source_hands_out_contents(root: Path) -> None:

@@ -40,8 +40,8 @@ Writer = LayoutWriter | RegistryWriter
 Format = Literal["plain", "ostree"]
 """Plain layers, as every container build makes them, or the chunks of an OSTree commit."""
 
-NEWEST = 253_402_300_799
-"""The last second that a timestamp can name: the end of the year 9999."""
+OLDEST, NEWEST = -62_135_596_800, 253_402_300_799
+"""The first and last second that a timestamp can name: those of the years 1 and 9999."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,8 @@ class Job:
         if self.options.created is not None:
             return self.options.created
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            return int(datetime.fromisoformat((self.config or {})["created"]).timestamp())
+            created = int(datetime.fromisoformat((self.config or {})["created"]).timestamp())
+            return min(NEWEST, max(OLDEST, created))
         return min(NEWEST, max(0, *(entry.mtime for entry in self.source.tree.values())))
 
 

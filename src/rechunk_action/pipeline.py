@@ -76,6 +76,7 @@ def build(options: BuildOptions, places: Places, progress: Progress) -> Built:
         previous, reason, format_ = _previous(options, places, config, progress)
         job = Job(options, source, config, previous, reason, format_, writer, places.environment, progress)
         with ENGINES[options.engine](job) as made:
+            source.recheck(options.threads)
             for notice in source.notices:
                 progress.notice(notice)
             _check_size(made, job)

@@ -53,3 +53,10 @@ class Source(Protocol):
     def read(self, path: str) -> bytes:
         """The content of a file that planning needs, such as a package database, before any `prepare`."""
         ...
+
+    def recheck(self, threads: int = 1) -> None:
+        """Look whether the tree is still what `scan` has found, when all has been read of it.
+
+        Raises `InputError` that names what changed.
+        """
+        ...

@@ -9,7 +9,8 @@ from rechunk_action.progress import UNHEARD, Meter
 from rechunk_action.source import Taker
 from rechunk_action.source.notices import left_out
 from rechunk_action.tree.entry import Tree
-from rechunk_action.tree.scan import Hasher, file_pieces, scan
+from rechunk_action.tree.recheck import recheck
+from rechunk_action.tree.scan import Hasher, Scan, file_pieces, scan
 from rechunk_action.workers import Workers, checkpoint
 
 _BATCH, _BATCH_SIZE = 64, 4 << 20
@@ -17,10 +18,11 @@ _BATCH, _BATCH_SIZE = 64, 4 << 20
 
 
 class DirectorySource:
-    """A directory as a source. Nothing is written to it."""
+    """A directory as a source. Nothing is written to it, by us or by anybody, until the image is there."""
 
     tree: Tree
     notices: list[str]
+    _found: Scan
 
     def __init__(self, path: str, *, config: Json | None = None, drop_bad_xattrs: bool = False) -> None:
         self.directory: str | None = path
@@ -32,7 +34,7 @@ class DirectorySource:
         found = scan(self._root, drop_bad_xattrs=self._drop_bad_xattrs, hasher=hasher)
         if hasher:
             meter.expect(hasher.size)
-        self.tree = found.tree
+        self._found, self.tree = found, found.tree
         self.notices = left_out(found.skipped, found.dropped_xattrs)
         if found.skipped or found.dropped_xattrs:
             self.directory = None
@@ -41,14 +43,13 @@ class DirectorySource:
         """Nothing to do: every file can be opened."""
 
     def pieces(self, path: str, size: int) -> Iterator[bytes]:
-        del size
-        return file_pieces(f"{self._root}/{path}")
+        return file_pieces(f"{self._root}/{path}", size)
 
     def hand_out(self, take: Taker, threads: int = 1) -> None:
         def read(batch: Sequence[str]) -> None:
             for path in batch:
                 checkpoint()
-                take(path, file_pieces(f"{self._root}/{path}"))
+                take(path, self.pieces(path, self.tree[path].size))
 
         with Workers(threads) as workers:
             for _ in workers.map(read, self._batches()):
@@ -67,4 +68,7 @@ class DirectorySource:
         yield batch
 
     def read(self, path: str) -> bytes:
-        return b"".join(file_pieces(f"{self._root}/{path}"))
+        return b"".join(self.pieces(path, self.tree[path].size))
+
+    def recheck(self, threads: int = 1) -> None:
+        recheck(self._root, self._found, drop_bad_xattrs=self._drop_bad_xattrs, threads=threads)

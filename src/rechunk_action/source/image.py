@@ -100,6 +100,9 @@ class ImageSource:
         self.prepare([path])
         return b"".join(self._spool.pieces(self._places[path]))
 
+    def recheck(self, threads: int = 1) -> None:
+        """Nothing to do: layers are held against their digests whenever they are read."""
+
     def _read_layers(
         self, sink_for: Callable[[int], Sink | None], *, only: Collection[int] | None = None, meter: Meter = UNHEARD
     ) -> list[Table]:

@@ -4,6 +4,9 @@ What an image cannot carry never gets past here. Some things are left out, since
 sockets, devices and FIFOs, and the contents of directories that a running system mounts over. Others are refused,
 because leaving them out would lose something silently: names that are not UTF-8, names that mean "removed" to
 clients, attribute values that break importers (ostree-ext splits PAX records at newlines and loses empty values).
+
+Something may write to the directory meanwhile. Of a file, exactly the bytes are read that the walk saw it have; what
+else changes shows when the tree is looked at again (`tree/recheck`), for which each path leaves a sign.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,19 +34,37 @@ PIECE = 1 << 20
 
 _LISTED = 3
 
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Without O_NONBLOCK, a FIFO that has come in the place of a file would be a wait without end."""
+
 _BATCH = 64
 """Files hashed by one task at most."""
+
+COARSE = 2_000_000_000
+"""Nanoseconds within which two changes may bear the same time: kernels tell of ticks, file systems even of seconds."""
+
+NO_SIGN = 0
+"""The sign of what changed just before it was looked at: it may change again without another time to show for it."""
+
+
+Seen = tuple[str, os.stat_result, str]
+"""A path, its status, and the path to open."""
 
 
 @dataclass
 class Scan:
     """A tree and what was left out of it: `skipped` counts devices, FIFOs and sockets, `dropped_xattrs` the attributes
-    that were given up on request.
+    that were given up on request. `signs` has a number for each path, in the order of the tree: its ctime, hashed. The
+    kernel notes each change to a file there, to its names and attributes, too, and no program can set it; reading
+    changes nothing.
     """
 
     tree: Tree
     skipped: Counter[str] = field(default_factory=Counter)
     dropped_xattrs: int = 0
+    signs: array[int] = field(default_factory=lambda: array("q"))
 
 
 def scan(root: str, *, drop_bad_xattrs: bool = False, hasher: Hasher | None = None) -> Scan:
@@ -51,32 +74,42 @@ def scan(root: str, *, drop_bad_xattrs: bool = False, hasher: Hasher | None = No
     Raises `InputError` when the directory is missing, unreadable or empty, `UnsupportedTree` for what no client takes.
     """
     _check_root(root)
+    found = describe(_walk(root), drop_bad_xattrs=drop_bad_xattrs, hasher=hasher)
+    if len(found.tree) == 1:
+        raise InputError(f"{root} is an empty directory: name the root file system of the image")
+    return found
+
+
+def describe(seen: Iterable[Seen], *, drop_bad_xattrs: bool, hasher: Hasher | None) -> Scan:
+    """What paths are, parents first. Raises what `scan` does."""
     found = Scan({})
     faults = Faults(drop_bad_xattrs=drop_bad_xattrs)
-    inodes: dict[tuple[int, int], list[str]] = {}
-    for path, status, full in _walk(root):
+    inodes: dict[tuple[int, int], list[tuple[str, str]]] = {}
+    settled = time.time_ns() - COARSE
+    for path, status, full in seen:
         try:
             entry = _entry(full, status, faults, path)
         except OSError as error:
-            raise unreadable(full, error) from None
+            raise unread(full, error) from None
         if entry is None:
             found.skipped[_KIND_NAMES.get(stat.S_IFMT(status.st_mode), "unknown object")] += 1
             continue
         found.tree[path] = entry
+        # Of what bears a time to come, a clock is wrong, and no change of now will bear that time.
+        ctime = status.st_ctime_ns
+        found.signs.append(NO_SIGN if settled < ctime <= time.time_ns() else hash(ctime))
         if entry.kind == "f" and status.st_nlink > 1:
-            inodes.setdefault((status.st_dev, status.st_ino), []).append(path)
+            inodes.setdefault((status.st_dev, status.st_ino), []).append((path, full))
         elif hasher and entry.kind == "f" and entry.size:
             hasher.add(full, entry)
-    for paths in inodes.values():
-        linked = [found.tree[path] for path in paths]
+    for names in inodes.values():
+        linked = [found.tree[path] for path, _ in names]
         for entry in linked if len(linked) > 1 else ():
-            entry.group = min(paths)
+            entry.group = min(names)[0]
         if hasher and linked[0].size:
-            hasher.add(f"{root}/{paths[0]}", *linked)
+            hasher.add(names[0][1], *linked)
     faults.check()
     found.dropped_xattrs = faults.dropped
-    if len(found.tree) == 1:
-        raise InputError(f"{root} is an empty directory: name the root file system of the image")
     return found
 
 
@@ -124,27 +157,50 @@ class Hasher:
         small = 0
         for full, entries in batch:
             checkpoint()
-            if entries[0].size > PIECE:
-                digest = _hash_large(full, self._advance)
+            size = entries[0].size
+            if size > PIECE:
+                digest = _hash_large(full, size, self._advance)
             else:
-                digest = _hash_small(full)
-                small += entries[0].size
+                digest = _hash_small(full, size)
+                small += size
             for entry in entries:
                 entry.digest = digest
         self._advance(small)
 
 
-def file_pieces(full: str) -> Iterator[bytes]:
-    """A file's content, read in order."""
+def file_pieces(full: str, size: int) -> Iterator[bytes]:
+    """The content of a file that has so many bytes, read in order. Raises `InputError` when it has not."""
+    if not size:
+        return
     descriptor = _open(full)
     try:
-        while data := os.read(descriptor, PIECE):
+        left = size
+        while left:
             checkpoint()
+            # One more than there should be shows that there is more, and that there is no more, in the same call.
+            data = os.read(descriptor, min(PIECE, left + 1))
+            left -= len(data)
+            if not data or left < 0:
+                raise changed(full)
             yield data
     except OSError as error:
-        raise unreadable(full, error) from None
+        raise unread(full, error) from None
     finally:
         os.close(descriptor)
+
+
+def changed(full: str, how: str = "changed while it was read") -> InputError:
+    """What to tell the user when a tree does not stay as it is."""
+    return InputError(f"{full} {how}: build from a tree that nothing writes to")
+
+
+def unread(full: str, error: OSError) -> InputError | EnvironmentLack:
+    """What to tell the user when a path of a tree, which was there and of some type, cannot be read."""
+    if error.errno == errno.ENOENT:
+        return changed(full, "vanished while the tree was read")
+    if error.errno in _NO_LONGER:
+        return changed(full, f"changed while it was read ({error.strerror})")
+    return unreadable(full, error)
 
 
 def unreadable(path: str, error: OSError) -> InputError | EnvironmentLack:
@@ -197,6 +253,11 @@ class Faults:
         self.dropped = len(self._xattrs)
 
 
+_NO_LONGER = frozenset(
+    {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EAGAIN, errno.ESTALE}
+)
+"""Errors of a path that was something else when it was opened."""
+
 _KIND_NAMES = {
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
@@ -216,23 +277,35 @@ def _check_root(root: str) -> None:
         raise InputError(f"{root} is not a directory: name the root file system of the image")
 
 
-def _walk(root: str) -> Iterator[tuple[str, os.stat_result, str]]:
-    """Every path below root, parents first: relative path, status, path to open."""
-    yield ROOT, os.stat(root), root
+def _walk(root: str) -> Iterator[Seen]:
+    """Every path below root, parents first. Links are followed to the root only."""
+    yield ROOT, os.stat(root), f"{root}/"
     pending = [(ROOT, root)]
     while pending:
         path, full = pending.pop()
         prefix = f"{path}/" if path else ""
         try:
-            with os.scandir(full) as children:
-                for child in children:
-                    status = child.stat(follow_symlinks=False)
-                    below = prefix + child.name
-                    yield below, status, child.path
-                    if stat.S_ISDIR(status.st_mode) and below not in MOUNTED_OVER:
-                        pending.append((below, child.path))
+            directory = os.open(full, _LIST | (os.O_NOFOLLOW if path else 0))
+            try:
+                yield from _children(directory, prefix, f"{full}/", pending)
+            finally:
+                os.close(directory)
         except OSError as error:
-            raise unreadable(full, error) from None
+            raise unread(full, error) from None
+
+
+def _children(directory: int, prefix: str, above: str, pending: list[tuple[str, str]]) -> Iterator[Seen]:
+    """What is in a directory. Directories in it are added to those that are pending."""
+    with os.scandir(directory) as children:
+        for child in children:
+            below, full = prefix + child.name, above + child.name
+            try:
+                status = child.stat(follow_symlinks=False)
+            except OSError as error:
+                raise unread(full, error) from None
+            yield below, status, full
+            if stat.S_ISDIR(status.st_mode) and below not in MOUNTED_OVER:
+                pending.append((below, full))
 
 
 def _entry(full: str, status: os.stat_result, faults: Faults, path: str) -> Entry | None:
@@ -261,29 +334,30 @@ def _xattrs(full: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
             yield name, os.getxattr(full, name, follow_symlinks=False)
 
 
-def _hash_large(full: str, advance: Advance) -> bytes:
+def _hash_large(full: str, size: int, advance: Advance) -> bytes:
     content = new_digest()
-    for piece in file_pieces(full):
+    for piece in file_pieces(full, size):
         content.update(piece)
         advance(len(piece))
     return content.digest()
 
 
-def _hash_small(full: str) -> bytes:
+def _hash_small(full: str, size: int) -> bytes:
     descriptor = _open(full)
     try:
-        return new_digest(os.read(descriptor, PIECE)).digest()  # one call: most of a small file's cost is calls
+        data = os.read(descriptor, PIECE)  # one call: most of a small file's cost is calls
     except OSError as error:
-        raise unreadable(full, error) from None
+        raise unread(full, error) from None
     finally:
         os.close(descriptor)
+    return new_digest(data if len(data) == size else b"".join(file_pieces(full, size))).digest()
 
 
 def _open(full: str) -> int:
     try:
-        return os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(full, _READ)
     except OSError as error:
-        raise unreadable(full, error) from None
+        raise unread(full, error) from None
 
 
 def _listed(faults: Sequence[str]) -> str:
