@@ -11,7 +11,11 @@ BIN := $(VENV)/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildcard scripts/* .ci/* examples/*.sh tests/rechunker/image/*.sh))
 
-.PHONY: help demo demo-action test lint bench bench-engines picture clean lock
+TEST_PACKAGES := mmdebstrap debian-archive-keyring rpm zstd docker.io podman buildah skopeo uidmap sudo \
+    docker-registry apache2-utils btrfs-progs e2fsprogs xfsprogs git ostree umoci chromium strace faketime
+LONG_TESTS := $(addprefix tests/test_,faults.py fuzz.py properties.py)
+
+.PHONY: help demo demo-action test test-long lint bench bench-engines picture clean lock
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -25,10 +29,13 @@ demo-action: $(VENV)/dev.stamp $(BIN)/act ## run examples/bazzite-dkub.yml twice
 	$(SUDO) $(BIN)/python -m bench.demo_action .demo-action
 
 test: $(VENV)/dev.stamp $(BIN)/act ## run all tests, those with real clients included (root, a running Docker daemon)
-	scripts/system-packages mmdebstrap debian-archive-keyring rpm zstd \
-	    docker.io podman buildah skopeo uidmap sudo docker-registry apache2-utils btrfs-progs \
-	    e2fsprogs git ostree umoci chromium
+	scripts/system-packages $(TEST_PACKAGES)
 	$(SUDO) $(BIN)/pytest
+
+# The tests that CI runs on a few examples, or on some points of many, look at all of them here.
+test-long: $(VENV)/dev.stamp ## run the tests that try much, on all of it, for hours (root, a running Docker daemon)
+	scripts/system-packages $(TEST_PACKAGES)
+	$(SUDO) $(BIN)/pytest --long --hypothesis-profile=long --durations=0 $(LONG_TESTS)
 
 lint: $(VENV)/dev.stamp $(BIN)/actionlint ## check style, types, shell scripts, workflows and the Dockerfile
 	$(BIN)/ruff check .
