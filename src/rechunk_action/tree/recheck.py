@@ -5,7 +5,7 @@ So before an image appears, each path is looked at once more. One that bears the
 between; that takes microseconds, where contents take seconds. What bears another sign is scanned again, and has to come
 out the same: neither a file that was merely touched nor a hard link from somewhere else is an alarm.
 
-So an image holds the tree as it was when the walk had ended. What file systems do not tell stays unseen: writes through
+So an image holds the tree as it is when all of it was read. What file systems do not tell stays unseen: writes through
 a mapping of a file that the kernel has not noted yet, those of other machines that a network file system has not heard
 of yet.
 """
