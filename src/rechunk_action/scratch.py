@@ -28,7 +28,7 @@ class Scratch:
 
     def __init__(self, parent: Path, prefix: str) -> None:
         with undisturbed():
-            self.path, lock = _claim(parent, prefix)
+            self.path, lock = _claim_anyway(parent, prefix)
             # What comes between here and the block that uses it is made up for by the end of its owner.
             self._removed = weakref.finalize(self, _remove, self.path, lock)
 
@@ -53,9 +53,36 @@ def clear(parent: Path, prefix: str, notice: Callable[[str], None]) -> None:
                 notice(f"removed {parent / name}, which a run that was killed had left behind")
 
 
+def claim(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new directory, and its lock: an open file, which whoever removes the directory closes.
+
+    Raises `OSError`, also where there are no locks; then there is no directory.
+    """
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            lock = _lock(path)
+        except OSError:
+            path.rmdir()
+            raise
+        if lock is not None:
+            return path, lock
+        # Another run has taken it for a stale one, in the moment before it was locked, and removes it.
+
+
+def lock_stale(path: Path) -> int | None:
+    """The lock of a directory that a program of this user has left. None when its owner lives, when it is gone, or not
+    ours to touch. Raises `OSError` where there are no locks.
+    """
+    try:
+        return _lock(path) if path.lstat().st_uid == os.geteuid() else None
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+
+
 def _clear(path: Path) -> bool:
     with undisturbed():
-        lock = _lock(path) if path.lstat().st_uid == os.geteuid() else None
+        lock = lock_stale(path)
         if lock is None:
             return False
         _remove(path, lock)
@@ -66,20 +93,14 @@ _NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOT
 """What file systems say that know no locks on directories."""
 
 
-def _claim(parent: Path, prefix: str) -> tuple[Path, int | None]:
-    """A new directory, and its lock."""
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        try:
-            lock = _lock(path)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return path, None
-            path.rmdir()
+def _claim_anyway(parent: Path, prefix: str) -> tuple[Path, int | None]:
+    """As `claim`, but without a lock where there are none."""
+    try:
+        return claim(parent, prefix)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
             raise
-        if lock is not None:
-            return path, lock
-        # Another run has taken it for a stale one, in the moment before it was locked, and removes it.
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=parent)), None
 
 
 def _lock(path: Path) -> int | None:

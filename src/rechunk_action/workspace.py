@@ -17,12 +17,10 @@ Invariants:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import stat
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from rechunk_action.errors import EnvironmentLack, InputError, WorkspaceFull
+from rechunk_action.scratch import claim, lock_stale
 from rechunk_action.signals import undisturbed
 from rechunk_action.source.programs import Account, Program, own_account, run
 
@@ -189,7 +188,7 @@ def clear_stale(
     cleared = []
     for home in sorted(parent.resolve().glob(f"{_PREFIX}*")):
         with undisturbed():
-            lock = _lock(home)
+            lock = lock_stale(home)
             if lock is None:
                 continue
             end(home)
@@ -338,34 +337,9 @@ def _mount(account: Account, kind: str, options: str, source: str | Path, target
 def _claim(parent: Path) -> tuple[Path, int]:
     """A new workspace's directory, and its lock."""
     try:
-        while True:
-            home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            lock = _lock(home)
-            if lock is not None:
-                return home, lock
-            # Another run has taken it for a stale one, in the moment before it was locked, and removes it.
+        return claim(parent, _PREFIX)
     except OSError as error:
         raise _unusable(parent, error) from None
-
-
-def _lock(home: Path) -> int | None:
-    """Lock a workspace. None when its owner lives, when it is gone, or not ours to touch."""
-    try:
-        lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Until it was locked, its owner could remove it.
-        if os.path.samestat(os.fstat(lock), os.lstat(home)) and os.fstat(lock).st_uid == os.geteuid():
-            return lock
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except OSError:
-        os.close(lock)
-        raise
-    os.close(lock)
-    return None
 
 
 def _clear(home: Path, lock: int, account: Account, notice: Notice) -> bool:

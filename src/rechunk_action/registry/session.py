@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Self, TypeVar
 
 import requests
@@ -283,7 +284,7 @@ class Session:
     def _renew(self, answer: Answer, access: Access, sent: Mapping[str, str]) -> bool:
         """Whether the next try has another authorization than the one that was `sent`."""
         with self._lock:
-            if answer.status == _UNAUTHORIZED:
+            if answer.status == HTTPStatus.UNAUTHORIZED:
                 self._challenge = choose(parse_challenges(answer.headers.get("WWW-Authenticate", "")))
             if self._challenge.scheme == "bearer":
                 token = self._tokens.get(access)
@@ -315,7 +316,7 @@ class Session:
             answer = self.answer(response)
         if answer.status in _DENIALS:
             raise self._denied(answer, access)
-        if answer.status != _OK:
+        if answer.status != HTTPStatus.OK:
             raise self.unexpected(answer, f"the request for a token at {host_of(realm)}")
         token = parse_token(answer.body)
         if token is None:
@@ -366,8 +367,7 @@ class Session:
         return hopeless(cause, host) or Fault(f"the connection to {host} failed ({cause.strerror or cause})")
 
 
-_OK, _UNAUTHORIZED = 200, 401
-_DENIALS = (_UNAUTHORIZED, 403)
+_DENIALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _FAULTS = (429, 500, 502, 503, 504)
 
 
