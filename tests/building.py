@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from rechunk_action.oci.image import Json
 from rechunk_action.oci.layout import read_image
 from rechunk_action.oci.table import Table, read_table
 from rechunk_action.pipeline import Built
-from rechunk_action.progress import Progress
+from rechunk_action.progress import Meter, Progress
 from rechunk_action.source import Source
 from rechunk_action.source.names import parse_name
 from rechunk_action.source.places import Places
@@ -50,6 +51,24 @@ class Listener(Progress):
 
     def heard(self, text: str) -> bool:
         return any(text in notice for notice in self.notices)
+
+
+class Meddler(Listener):
+    """Does something, once, just before a phase of a build begins."""
+
+    def __init__(self, before: str, deed: Callable[[], object]) -> None:
+        super().__init__()
+        self._before = before
+        self._deed = deed
+        self.done = False
+
+    @contextmanager
+    def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Meter]:
+        if name == self._before and not self.done:
+            self._deed()
+            self.done = True
+        with super().phase(name, title, total) as meter:
+            yield meter
 
 
 def build(source: Path | str, output: Path | str, **options: Any) -> Json:

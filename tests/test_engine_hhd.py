@@ -59,6 +59,7 @@ from rechunk_action.verify import tree_differences
 from tests import stores
 from tests.building import Listener, build, built, new_components, new_layers, places
 from tests.containers import builder_path
+from tests.disks import disk
 from tests.oracles import program, run, scratch
 from tests.rechunker import FAULTS, rechunker_image, small_tree
 from tests.rechunker.image import damage
@@ -767,9 +768,9 @@ class TestFaults:
         monkeypatch.setattr(workspace, "RESERVE", 64 * MB)
         source = faulty(place / "full-below", "chunk:full")
         options = HhdOptions(rechunker_image(), workspace="btrfs", workspace_size=1000 * MB)
-        with small_disk(place) as disk:
-            error = failed(place, source, tmp_path / "out", hhd=options, scratch=disk)
-            assert [path.name for path in disk.iterdir()] == ["lost+found"]
+        with disk(place, "ext4", 150 * MB, "-m", "0") as small:
+            error = failed(place, source, tmp_path / "out", hhd=options, scratch=small)
+            assert [path.name for path in small.iterdir()] == ["lost+found"]
         assert isinstance(error, WorkspaceFull)
         assert "the disk below the workspace is nearly full" in str(error)
 
@@ -884,22 +885,6 @@ def when_it_runs(place: Path, step: str) -> str:
                     return container
         time.sleep(0.05)
     raise AssertionError(f"no container runs step {step}")
-
-
-@contextlib.contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
-    """A disk of 150 MB."""
-    image, disk = place / "disk.ext4", place / "disk"
-    image.touch()
-    os.truncate(image, 150 * MB)
-    run(program("mkfs.ext4", "e2fsprogs"), "-q", "-m", "0", image)
-    disk.mkdir()
-    run("mount", "-o", "loop", image, disk)
-    try:
-        yield disk
-    finally:
-        run("umount", disk)
-        image.unlink()
 
 
 class TestRequestsToStop:

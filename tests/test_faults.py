@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection
@@ -30,10 +30,10 @@ import pytest
 from rechunk_action.errors import EnvironmentLack, InputError, RegistryError
 from rechunk_action.oci.image import MANIFEST
 from rechunk_action.oci.layout import layout_tags
-from rechunk_action.progress import Meter
 from rechunk_action.tree.scan import MOUNTED_OVER
-from tests.building import Listener, build
+from tests.building import Meddler, build
 from tests.conftest import sample
+from tests.disks import mounted
 from tests.injection import Call, Fault, Run, traced
 from tests.oracles import run, scratch
 from tests.policies import add_policy
@@ -407,17 +407,6 @@ ROOM = range(96)
 """Blocks that are free."""
 
 
-@contextmanager
-def mounted(place: Path, *options: str | Path) -> Iterator[Path]:
-    """Something mounted in a directory, and gone when the context is left."""
-    place.mkdir(exist_ok=True)
-    run("mount", *options, place)
-    try:
-        yield place
-    finally:
-        run("umount", place)
-
-
 def _start(place: Path, *arguments: str, temporary: Path | None = None) -> subprocess.Popen[str]:
     environment = os.environ | dict(setting.split("=") for setting in _SETTINGS) | {"TMPDIR": str(temporary or place)}
     return subprocess.Popen(
@@ -530,21 +519,6 @@ class TestRights:
         assert listing(Path("image")) == before
 
 
-class Meddler(Listener):
-    """Does something when the image is ready to appear."""
-
-    def __init__(self, act: Callable[[], object]) -> None:
-        super().__init__()
-        self._act = act
-
-    @contextmanager
-    def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Meter]:
-        if name == "publish":
-            self._act()
-        with super().phase(name, title, total) as meter:
-            yield meter
-
-
 class TestSeveralRuns:
     def test_at_once_add_all_their_images(self, tmp_path: Path, trees: Path) -> None:
         with ExitStack() as stack:
@@ -566,14 +540,14 @@ class TestSeveralRuns:
             before.update(listing(layout))
 
         with pytest.raises(InputError, match="already holds an image tagged '1': name another output or tag"):
-            build(trees / "v2", output, progress=Meddler(be_faster))
+            build(trees / "v2", output, progress=Meddler("publish", be_faster))
         assert listing(tmp_path) == {"image": None} | {f"image/{path}": data for path, data in before.items()}
 
     @pytest.mark.parametrize("there", [[], ["1"]], ids=["new", "existing"])
     def test_do_not_touch_what_others_are_making(self, tmp_path: Path, trees: Path, there: Sequence[str]) -> None:
         if there:
             shutil.copytree(trees / "plain", tmp_path / "image")
-        other = Meddler(lambda: build(trees / "v1", f"oci:{tmp_path}/image:other"))
+        other = Meddler("publish", lambda: build(trees / "v1", f"oci:{tmp_path}/image:other"))
         build(trees / "v2", f"oci:{tmp_path}/image:mine", progress=other)
         assert layout_tags(tmp_path / "image") == [*there, "other", "mine"]
         assert not other.heard("left behind")
@@ -583,5 +557,5 @@ class TestLayoutsThatGo:
     def test_while_an_image_is_made_in_them_are_told(self, tmp_path: Path, trees: Path) -> None:
         layout = shutil.copytree(trees / "plain", tmp_path / "image")
         with pytest.raises(EnvironmentLack, match="was removed while an image was made in it"):
-            build(trees / "v2", f"oci:{layout}:2", progress=Meddler(lambda: shutil.rmtree(layout)))
+            build(trees / "v2", f"oci:{layout}:2", progress=Meddler("publish", lambda: shutil.rmtree(layout)))
         assert os.listdir(tmp_path) == []

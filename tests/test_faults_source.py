@@ -18,7 +18,6 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,13 +31,14 @@ from rechunk_action.inspection import verify
 from rechunk_action.oci.image import host_architecture
 from rechunk_action.oci.layout import read_image
 from rechunk_action.oci.stage import blob_path
-from rechunk_action.progress import Meter, Progress
+from rechunk_action.progress import Progress
 from rechunk_action.source.directory import DirectorySource
 from rechunk_action.source.names import parse_name
 from rechunk_action.tree import scan as module
 from rechunk_action.tree.entry import Entry
 from rechunk_action.tree.scan import MOUNTED_OVER, PIECE, Hasher, file_pieces
-from tests.building import QUIET, Listener, build, places, tables_of
+from tests.building import QUIET, Listener, Meddler, build, places, tables_of
+from tests.disks import disk, mounted
 from tests.oracles import program, run, scratch
 from tests.policies import add_policy
 from tests.registries import plain_registry
@@ -74,24 +74,6 @@ def system(root: Path) -> Path:
     for place in root.rglob("*"):
         os.utime(place, (LONG_AGO, LONG_AGO), follow_symlinks=False)
     return root
-
-
-class Meddler(Progress):
-    """Does something to a tree just before a phase of the build."""
-
-    def __init__(self, before: str, deed: Callable[[], object]) -> None:
-        super().__init__(level=QUIET)
-        self._before = before
-        self._deed = deed
-        self.done = False
-
-    @contextmanager
-    def phase(self, name: str, title: str, total: int | None = None) -> Iterator[Meter]:
-        if name == self._before and not self.done:
-            self._deed()
-            self.done = True
-        with super().phase(name, title, total) as meter:
-            yield meter
 
 
 @pytest.fixture
@@ -467,8 +449,8 @@ class TestFileSystems:
 
     @pytest.mark.parametrize("kind", ["btrfs", "ext4", "xfs"])
     def test_others(self, place: Path, kind: str) -> None:
-        with mounted(place, kind, 400 << 20) as disk:
-            root = system(disk / "tree")
+        with disk(place, kind, 400 << 20) as here:
+            root = system(here / "tree")
             self._check_steady(root)
             source = Scanned(DirectorySource(str(root)), root)
             source.read()
@@ -498,27 +480,6 @@ class TestFileSystems:
 def forget() -> None:
     """Have the kernel forget names and inodes that nobody uses."""
     Path("/proc/sys/vm/drop_caches").write_text("2")
-
-
-@contextmanager
-def mounted(place: Path, kind: str, size: int) -> Iterator[Path]:
-    """A disk of its own. It is at `place / "disk"`, its bytes in `place / "image"`."""
-    disk, image = place / "disk", place / "image"
-    disk.mkdir()
-    image.touch()
-    os.truncate(image, size)
-    run(program(f"mkfs.{kind}", {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}.get(kind, "e2fsprogs")), "-q", image)
-    with loop(place, "rw"):
-        yield disk
-
-
-@contextmanager
-def loop(place: Path, access: str) -> Iterator[Path]:
-    run("mount", "-o", f"loop,{access}", place / "image", place / "disk")
-    try:
-        yield place / "disk"
-    finally:
-        run("umount", place / "disk")
 
 
 ERRORS = {
@@ -587,23 +548,23 @@ class TestWhatCannotBeRead:
         """The first half of the file can be read, by a call that says nothing of the other half."""
         output, content = tree.parent / "output", os.urandom(PIECE // 2)
         options = {}
-        with mounted(place, "btrfs", 200 << 20) as disk:
-            run("cp", "--archive", tree, disk / "tree")
-            (disk / "tree/var/half").write_bytes(content)
+        with disk(place, "btrfs", 200 << 20) as here:
+            run("cp", "--archive", tree, here / "tree")
+            (here / "tree/var/half").write_bytes(content)
             if update:
-                build(disk / "tree", f"oci:{output}:1")
+                build(here / "tree", f"oci:{output}:1")
                 options["prev_ref"] = f"oci:{output}:1"
         before = listing(output) if update else None
         with (place / "image").open("r+b") as image, mmap.mmap(image.fileno(), 0) as held:
             at = held.find(content[PIECE // 4 :])
             held[at] ^= 1
-        with loop(place, "ro") as disk:
-            with (disk / "tree/var/half").open("rb", buffering=0) as half:
+        with mounted(place / "disk", "-o", "loop,ro", place / "image") as here:
+            with (here / "tree/var/half").open("rb", buffering=0) as half:
                 assert len(half.read(PIECE)) == PIECE // 4
             with pytest.raises(
-                InputError, match=rf"^{disk}/tree/var/half cannot be read \(Input/output error\): check"
+                InputError, match=rf"^{here}/tree/var/half cannot be read \(Input/output error\): check"
             ):
-                build(disk / "tree", f"oci:{output}:2", **options)
+                build(here / "tree", f"oci:{output}:2", **options)
         assert (listing(output) if output.exists() else None) == before
 
     @pytest.mark.parametrize("update", [False, True], ids=["fresh", "update"])

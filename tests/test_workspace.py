@@ -27,6 +27,7 @@ from rechunk_action.errors import EnvironmentLack, InputError, Overdue, Workspac
 from rechunk_action.source.programs import own_account
 from rechunk_action.workspace import Workspace, clear_stale, workspace
 from tests import stores
+from tests.disks import disk
 from tests.oracles import program, run, scratch
 
 MB = 1_000_000
@@ -104,16 +105,9 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def small_disk(place: Path) -> Iterator[Path]:
     """A disk of 200 MB."""
-    image = place / "image"
-    image.touch()
-    os.truncate(image, 200 * MB)
-    run("mkfs.ext4", "-q", "-m", "0", image)
-    disk = place / "disk"
-    disk.mkdir()
-    run("mount", "-o", "loop", image, disk)
-    yield disk
-    assert_clean(disk)
-    run("umount", disk)
+    with disk(place, "ext4", 200 * MB, "-m", "0") as root:
+        yield root
+        assert_clean(root)
 
 
 @pytest.fixture
