@@ -33,6 +33,17 @@ def test_what_runs_stops_when_the_owner_fails() -> None:
     assert not waiting.done()
 
 
+def test_what_waits_is_dropped_before_what_runs_is_stopped() -> None:
+    """Else a thread that has just stopped takes what waits: now and then, so it is tried often."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(1000):
+            test_what_runs_stops_when_the_owner_fails()
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_a_failing_task_stops_the_others() -> None:
     def work(number: int) -> None:
         if number == 0:

@@ -41,10 +41,11 @@ class Workers:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)  # first, or a thread that stops takes what waits
             self._stopped.set()
             for stop in stoppers:
                 stop()
-        self._pool.shutdown(cancel_futures=kind is not None)
+        self._pool.shutdown()
 
     def submit(
         self, task: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
