@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count, takewhile
 
+from bench import measured
 from bench.baseline import pack, read_all
 
 THREADS = len(os.sched_getaffinity(0))
@@ -118,24 +119,36 @@ class Build:
 
 @dataclass(frozen=True)
 class Run:
-    """A command that has ended well: the seconds it took, its peak memory in bytes, and its standard output."""
+    """A command that has ended well: the seconds it took, those of processors (of what it called, too), its peak memory
+    in bytes, and its standard output.
+    """
 
     seconds: float
+    processor: float
     memory: int
     output: bytes
 
 
 def run(command: list[str], environment: Mapping[str, str] | None = None) -> Run:
-    """Run a command. Its exit status, when not zero, raises `CalledProcessError`."""
-    started = time.perf_counter()
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
-        output = process.stdout.read() if process.stdout else b""
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return Run(seconds, usage.ru_maxrss * 1024, output)
+    """Run a command. Its exit status, when not zero, raises `CalledProcessError`; only then what it says is shown."""
+    told, tell = os.pipe()
+    with open(told, "rb") as told_of:
+        with subprocess.Popen(
+            [sys.executable, "-S", measured.__file__, str(tell), *command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[tell],
+        ) as process:
+            os.close(tell)
+            output, said = process.communicate()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        found = json.loads(told_of.read())
+    if found["status"]:
+        sys.stderr.write(said.decode(errors="replace"))
+        raise subprocess.CalledProcessError(found["status"], command)
+    return Run(found["seconds"], found["processor"], found["memory"], output)
 
 
 def _timed(work: Callable[[], object]) -> float:
