@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-POINTS = 20
-"""Labels below a chart for which there is room."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Lines or bars over common positions. Mermaid shows no legend: `title` has to say which is which."""
-
-    title: str
-    across: str
-    labels: Sequence[str]
-    up: str
-    most: float
-
-    def lines(self, *series: Sequence[float]) -> str:
-        """A line for each series."""
-        return self._drawn("line", series)
-
-    def bars(self, *series: Sequence[float]) -> str:
-        """Bars, those of the later series in front of those of the earlier ones."""
-        return self._drawn("bar", series)
-
-    def _drawn(self, mark: str, series: Sequence[Sequence[float]]) -> str:
-        names = ", ".join(f'"{label}"' for label in self.labels)
-        drawn = [f"  {mark} [{', '.join(f'{value:.4g}' for value in values)}]" for values in series]
-        return "\n".join(
-            [
-                "```mermaid",
-                "xychart-beta",
-                f'  title "{self.title}"',
-                f'  x-axis "{self.across}" [{names}]',
-                f'  y-axis "{self.up}" 0 --> {self.most:.4g}',
-                *drawn,
-                "```",
-            ]
-        )
+COLORS = {"blue": "#2f6fdb", "orange": "#d9822b", "grey": "#7f8790"}
+"""Of lines, in this order: they are told apart on white and on black."""
 
 
-def spread(count: int) -> list[int]:
-    """Positions out of so many for which there is room, the first and the last among them."""
-    shown = min(count, POINTS)
-    return [round(number * (count - 1) / max(1, shown - 1)) for number in range(shown)]
+def lines(
+    title: str, across: str, places: range | Sequence[str], up: str, series: Mapping[str, Sequence[float]]
+) -> str:
+    """Lines over common places: consecutive numbers, or labels. What is up starts at zero.
+
+    Mermaid shows no legend: where there are several lines, the title tells which has what color.
+    """
+    legend = ", ".join(f"{name} {color}" for name, color in zip(series, COLORS, strict=False))
+    told = f"{title}: {legend}" if len(series) > 1 else title
+    labels = ", ".join(f'"{place}"' for place in places)
+    axis = f"{places.start} --> {places.stop - 1}" if isinstance(places, range) else f"[{labels}]"
+    most = max(value for values in series.values() for value in values)
+    return "\n".join(
+        [
+            "```mermaid",
+            "---",
+            "config:",
+            "  themeVariables:",
+            "    xyChart:",
+            f'      plotColorPalette: "{", ".join(COLORS.values())}"',
+            "---",
+            "xychart-beta",
+            f'  title "{told}"',
+            f'  x-axis "{across}" {axis}',
+            f'  y-axis "{up}" 0 --> {1.05 * most:.6g}',
+            *(f"  line [{', '.join(f'{value:.4g}' for value in values)}]" for values in series.values()),
+            "```",
+        ]
+    )

@@ -28,12 +28,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import zstandard
 
-from bench.charts import Chart, spread
+from bench.charts import lines
 from bench.debs import Deb, Packages, create, file_of, install, installed, sources_of
 from bench.limit import LEVEL, regular_files
 from bench.series import PACKAGES, SeriesError, host_archive, kernel_order, require_root
@@ -256,7 +256,6 @@ def shown(generations: Sequence[Generation]) -> str:
                 numbers=5,
             ),
             _cumulative(ours, packed, least),
-            _each(ours, least),
             _layers(generations),
             _superseded(generations),
         ]
@@ -313,32 +312,21 @@ def _sums(name: str, taken: Sequence[tuple[Generation, Generation]]) -> Sequence
 
 
 def _cumulative(ours: Sequence[int], packed: Sequence[int], least: Sequence[int]) -> str:
-    places = spread(len(ours))
-    sums = [[sum(sizes[: place + 1]) / 1e6 for place in places] for sizes in (packed, ours, least)]
-    most = max(max(values) for values in sums)
-    title = "Downloaded until then: stateless above, rechunk-action and limit below"
-    return Chart(title, "generation", [str(place + 1) for place in places], "MB", most).lines(*sums)
-
-
-def _each(ours: Sequence[int], least: Sequence[int]) -> str:
-    sizes = [[size / 1e6 for size in each] for each in (least, ours)]
-    title = "Each update: limit behind, rechunk-action in front"
-    labels = [str(number) for number in range(1, len(ours) + 1)]
-    return Chart(title, "generation", labels, "MB", max(*sizes[0], *sizes[1])).bars(*sizes)
+    named = {"rechunk-action": ours, "stateless": packed, "limit": least}
+    sums = {name: [size / 1e6 for size in accumulate(sizes)] for name, sizes in named.items()}
+    return lines("Downloaded until then", "generation", range(1, len(ours) + 1), "MB", sums)
 
 
 def _layers(generations: Sequence[Generation]) -> str:
-    labels = [str(number) for number in range(len(generations))]
-    counts = [len(each.layers) for each in generations]
     title = f"Layers of the image ({MAX_LAYERS} allowed)"
-    return Chart(title, "generation", labels, "layers", MAX_LAYERS).lines(counts)
+    counts = [len(each.layers) for each in generations]
+    return lines(title, "generation", range(len(counts)), "layers", {"layers": counts})
 
 
 def _superseded(generations: Sequence[Generation]) -> str:
-    labels = [str(number) for number in range(len(generations))]
-    shares = [100 * each.dead / each.live for each in generations]
     title = f"Superseded bytes, in percent of live ones ({MAX_OVERHEAD} allowed)"
-    return Chart(title, "generation", labels, "%", MAX_OVERHEAD).lines(shares)
+    shares = [100 * each.dead / each.live for each in generations]
+    return lines(title, "generation", range(len(shares)), "%", {"superseded": shares})
 
 
 def _line(before: Generation | None, found: Generation) -> str:

@@ -1,4 +1,4 @@
-"""How time and memory grow with an image: the same work on trees of 25,000 files and of twenty times as many.
+"""How time and memory grow with an image: the same work on trees of 25,000 files and of ten times as many.
 
 Every tree is built fresh, updated, and verified, in both formats. Each of these is a process of its own; builds verify
 what they wrote. Seconds of processors count, since what else a machine does makes all others longer; memory is the peak
@@ -25,13 +25,13 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.charts import Chart
+from bench.charts import lines
 from bench.debs import BATCH, HOME, Deb, Packages, create, file_of, install
 from bench.series import SeriesError, host_archive, require_root
 from bench.timing import PROGRAM, run
 from rechunk_action.report.markdown import table
 
-FILES = (25_000, 50_000, 100_000, 250_000, 500_000)
+FILES = (25_000, 50_000, 100_000, 250_000)
 FORMATS = ("plain", "ostree")
 
 PACKAGE = 100
@@ -228,7 +228,7 @@ def shown(found: Sequence[Measured]) -> str:
     ]
     series = {(each.format, each.work): each.tree for each in found}
     if len({each.paths for each in found}) > 2:  # noqa: PLR2004  # a line goes through any two points
-        lines = {key: [each for each in found if (each.format, each.work) == key] for key in series}
+        runs = {key: [each for each in found if (each.format, each.work) == key] for key in series}
         parts.append(
             table(
                 (
@@ -243,7 +243,7 @@ def shown(found: Sequence[Measured]) -> str:
                 ),
                 [
                     (*key, *_fitted(each, "processor", 1, "s"), *_fitted(each, "memory", 1e6, "MB"))
-                    for key, each in lines.items()
+                    for key, each in runs.items()
                 ],
                 numbers=6,
             )
@@ -265,12 +265,11 @@ def _chart(found: Sequence[Measured], what: str, title: str, name: str, unit: fl
     """What a path takes, by the size of the tree: level where all is linear, falling where there is a fixed part."""
     plain = [each for each in found if each.format == "plain"]
     labels = [f"{each.paths:,}" for each in plain if each.work == "fresh"]
-    series = [
-        [getattr(each, what) / unit / each.paths * 100_000 for each in plain if each.work == work]
+    series = {
+        work: [getattr(each, what) / unit / each.paths * 100_000 for each in plain if each.work == work]
         for work in ("fresh", "update", "verify")
-    ]
-    most = 1.1 * max(value for values in series for value in values)
-    return Chart(f"{title} per 100,000 paths: fresh, update, verify", "paths", labels, name, most).lines(*series)
+    }
+    return lines(f"{title} per 100,000 paths", "paths", labels, name, series)
 
 
 def _line(one: Measured) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.charts import POINTS, Chart, spread
+from bench.charts import lines
 from bench.debs import create, install, installed
 from bench.generations import lacking, visited
 from bench.scale import PACKAGE, make, size_of
@@ -114,23 +114,23 @@ class TestCounting:
 
 
 class TestCharts:
-    def test_labels_are_spread_from_the_first_to_the_last(self) -> None:
-        assert spread(3) == [0, 1, 2]
-        assert spread(61)[0] == 0
-        assert spread(61)[-1] == 60
-        assert len(set(spread(61))) == POINTS
-
     def test_a_chart_is_a_block_of_mermaid(self) -> None:
-        assert Chart("t", "x", ["1", "2"], "MB", 3).lines([1, 2.5], [0, 3]).splitlines() == [
-            "```mermaid",
+        drawn = lines("t", "x", ["a", "b"], "MB", {"one": [1, 2.5], "two": [0, 3]}).splitlines()
+        assert drawn[0] == "```mermaid"
+        assert drawn[-7:] == [
             "xychart-beta",
-            '  title "t"',
-            '  x-axis "x" ["1", "2"]',
-            '  y-axis "MB" 0 --> 3',
+            '  title "t: one blue, two orange"',
+            '  x-axis "x" ["a", "b"]',
+            '  y-axis "MB" 0 --> 3.15',
             "  line [1, 2.5]",
             "  line [0, 3]",
             "```",
         ]
+
+    def test_numbers_need_no_labels(self) -> None:
+        drawn = lines("t", "x", range(61), "MB", {"one": [1.0] * 61}).splitlines()
+        assert '  title "t"' in drawn
+        assert '  x-axis "x" 0 --> 60' in drawn
 
 
 def _contents(root: Path) -> dict[str, bytes]:
