@@ -9,13 +9,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Root trees are made and read as root, and clients unpack them as root.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildcard scripts/* .ci/* examples/*.sh tests/rechunker/image/*.sh))
+SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildcard scripts/* .ci/* examples/*.sh tests/rechunker/image/*.sh tests/vm/guest/usr/libexec/*))
 
-TEST_PACKAGES := mmdebstrap debian-archive-keyring rpm zstd docker.io podman buildah skopeo uidmap sudo \
+TEST_PACKAGES := mmdebstrap debian-archive-keyring rpm zstd docker.io podman buildah skopeo uidmap fuse-overlayfs sudo \
     docker-registry apache2-utils btrfs-progs e2fsprogs xfsprogs git ostree umoci chromium strace faketime
-LONG_TESTS := $(addprefix tests/test_,faults.py fuzz.py properties.py)
+LONG_TESTS := $(addprefix tests/test_,faults.py fuzz.py properties.py plan_generations.py clients.py) tests/clients
 
-.PHONY: help demo demo-action test test-long lint bench bench-engines picture clean lock
+.PHONY: help demo demo-action test test-long test-vm lint bench bench-engines picture clean lock
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,10 @@ test: $(VENV)/dev.stamp $(BIN)/act ## run all tests, those with real clients inc
 test-long: $(VENV)/dev.stamp ## run the tests that try much, on all of it, for hours (root, a running Docker daemon)
 	scripts/system-packages $(TEST_PACKAGES)
 	$(SUDO) $(BIN)/pytest --long --hypothesis-profile=long --durations=0 $(LONG_TESTS)
+
+test-vm: $(VENV)/dev.stamp ## boot virtual machines that install, update and roll back our images (root, a running Docker daemon)
+	scripts/system-packages $(TEST_PACKAGES) qemu-system-x86
+	$(SUDO) $(BIN)/pytest -m vm tests/vm
 
 lint: $(VENV)/dev.stamp $(BIN)/actionlint ## check style, types, shell scripts, workflows and the Dockerfile
 	$(BIN)/ruff check .

@@ -39,6 +39,13 @@ def sample(points: Sequence[T], request: pytest.FixtureRequest, *, most: int = 1
     return [points[number * (len(points) - 1) // (most - 1)] for number in range(most)]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many points each test has tried: what docs/reliability.md tells."""
+    for report in terminalreporter.getreports("passed"):
+        if tried := dict(report.user_properties).get("tried"):
+            terminalreporter.write_line(f"tried {tried:6,} {report.nodeid}")
+
+
 @pytest.fixture(scope="module")
 def small_components() -> Iterator[None]:
     """Sizes from which files and components have layers of their own, scaled down to small trees."""
