@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.limit import limit
-from bench.series import SeriesError, build, require_root
+from bench.series import SeriesError, build, failures_told, require_root
 from bench.stateless import Layer, stateless, update_bytes
 
 MAX_LAYERS = 120
@@ -60,14 +60,8 @@ def main() -> None:
     parser.add_argument("--at-least", type=float, default=8, metavar="MB", help="packages in an update (default: 8)")
     options = parser.parse_args()
     require_root()
-    try:
+    with failures_told():
         run(options.out.rstrip("/"), options.weeks, int(options.at_least * 1e6))
-    except SeriesError as error:
-        sys.exit(f"error: {error}")
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)  # the command has said why
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def run(out: str, weeks: int, at_least: int) -> None:

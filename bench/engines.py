@@ -28,7 +28,7 @@ from typing import Any
 
 from bench.limit import limit
 from bench.rpm_database import DATABASE, add_rpm_database
-from bench.series import SeriesError, require_root
+from bench.series import failures_told, require_root
 from bench.timing import PROGRAM, run, trees_of
 
 
@@ -86,12 +86,8 @@ def main() -> None:
         parser.error(f"there is no engine {', '.join(sorted(unknown))}: choose of {', '.join(names)}")
     require_root()
     trees = trees_of(os.path.abspath(options.series), parser)[: options.weeks + 1]
-    try:
+    with failures_told():
         found = measure(trees, [column for column in COLUMNS if column.name in wanted], options.rechunk)
-    except SeriesError as error:
-        sys.exit(f"error: {error}")
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)  # the command has said why
     print(json.dumps([asdict(each) for each in found], indent=1) if options.json else table(found))
 
 

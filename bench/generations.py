@@ -23,7 +23,6 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +35,7 @@ import zstandard
 from bench.charts import lines
 from bench.debs import Deb, Packages, create, file_of, install, installed, sources_of
 from bench.limit import LEVEL, regular_files
-from bench.series import PACKAGES, SeriesError, host_archive, kernel_order, require_root
+from bench.series import PACKAGES, failures_told, host_archive, kernel_order, require_root
 from bench.stateless import stateless
 from bench.timing import PROGRAM, run
 from rechunk_action.engines.layering import MAX_LAYERS, MAX_OVERHEAD
@@ -102,14 +101,8 @@ def main() -> None:
     results = f"{options.out}/generations-{options.format}"
     if not options.show:
         require_root()
-        try:
+        with failures_told():
             measure(options.out.rstrip("/"), options.count, options.format, results)
-        except SeriesError as error:
-            sys.exit(f"error: {error}")
-        except subprocess.CalledProcessError as error:
-            sys.exit(error.returncode)  # the command has said why
-        except KeyboardInterrupt:
-            sys.exit(130)
     print(shown([_read(path) for path in sorted(glob.glob(f"{results}/*.json"))]))
 
 

@@ -18,7 +18,6 @@ import platform
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -27,7 +26,7 @@ from typing import Any
 
 from bench.charts import lines
 from bench.debs import BATCH, HOME, Deb, Packages, create, file_of, install
-from bench.series import SeriesError, host_archive, require_root
+from bench.series import failures_told, host_archive, require_root
 from bench.timing import PROGRAM, run
 from rechunk_action.report.markdown import table
 
@@ -82,19 +81,13 @@ def main() -> None:
     if not options.show:
         require_root()
         os.makedirs(out, exist_ok=True)
-        try:
-            found: list[Measured] = []
+        found: list[Measured] = []
+        with failures_told():
             for one in debian(out) if options.debian else synthetic(out, options.files):
                 found.append(one)
                 print(_line(one), file=sys.stderr, flush=True)
                 with open(results, "w", encoding="utf-8") as file:
                     json.dump([asdict(each) for each in found], file, indent=1)
-        except SeriesError as error:
-            sys.exit(f"error: {error}")
-        except subprocess.CalledProcessError as error:
-            sys.exit(error.returncode)  # the command has said why
-        except KeyboardInterrupt:
-            sys.exit(130)
     with open(results, encoding="utf-8") as file:
         print(shown([Measured(**each) for each in json.load(file)]))
 

@@ -25,7 +25,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument("--at-least", type=float, default=0, metavar="MB", help="join weeks that bring less than this")
     options = parser.parse_args()
     require_root()
-    try:
+    with failures_told():
         build(
             options.out,
             suite=options.suite,
@@ -198,8 +199,17 @@ def main() -> None:
             weeks=options.weeks,
             at_least=int(options.at_least * 1e6),
         )
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """What is expected to fail ends the program with a message instead of a traceback."""
+    try:
+        yield
     except SeriesError as error:
         sys.exit(f"error: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # the command has said why
     except KeyboardInterrupt:
         sys.exit(130)
 

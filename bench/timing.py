@@ -29,6 +29,7 @@ from itertools import count, takewhile
 
 from bench import measured
 from bench.baseline import pack, read_all
+from bench.series import failures_told
 
 THREADS = len(os.sched_getaffinity(0))
 
@@ -55,10 +56,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     trees = trees_of(options.series, parser)
-    try:
+    with failures_told():
         timings = measure(trees, options.pairs)
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)  # the command has said why
     if options.json:
         print(json.dumps([asdict(timing) for timing in timings], indent=1))
         return
