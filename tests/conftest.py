@@ -41,6 +41,8 @@ def sample(points: Sequence[T], request: pytest.FixtureRequest, *, most: int = 1
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many points each test has tried: what docs/reliability.md tells."""
+    if not terminalreporter.config.getoption("--long"):
+        return
     for report in terminalreporter.getreports("passed"):
         if tried := dict(report.user_properties).get("tried"):
             terminalreporter.write_line(f"tried {tried:6,} {report.nodeid}")

@@ -353,6 +353,9 @@ class TestKilledRuns:
 
 def _survives_an_error(scene: Scene, fault: Fault) -> None:
     done = scene.run(fault)
+    hit = done.calls[fault.number - 1 : fault.number]
+    if not hit or fault.kind not in WAYS[hit[0].name]:
+        return  # threads came in another order than undisturbed: opening a file, say, cannot fail as a connection does
     assert "Traceback" not in done.err
     tags = scene.world.tags()
     _check_tags(scene, tags)
