@@ -2,6 +2,7 @@
 
     run = traced(command, below=[output, scratch])                      what it calls on files there, in order
     run = traced(command, below=[output, scratch], fault=Fault(17, "ENOSPC"))     its 17th such call fails
+    run = traced(command, below=[...], fault=Fault(17, "ENOSPC", "write"))     the first `write` from there on
     run = traced(command, below=[...], fault=Fault(17, "KILL"))         it is killed instead
 
 Calls are counted over all threads of the program, which `strace --inject` counts one by one. A fault is one of the
@@ -42,10 +43,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the call of this number, from 1 on: an error's name, `KILL` or `SHORT`."""
+    """What happens to the call of this number, from 1 on: an error's name, `KILL` or `SHORT`.
+
+    With the `name` of a call, it happens to the first of that name from there on: threads do not always come in the
+    same order, and opening a file, say, cannot fail as a connection does.
+    """
 
     number: int
     kind: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def traced(
     with tempfile.NamedTemporaryFile(prefix="calls-", suffix=".json") as log:
         options = ["--log", log.name, *(f"--below={path}" for path in below), *["--network"] * network]
         if fault:
-            options += ["--fault", str(fault.number), fault.kind]
+            options += ["--fault", str(fault.number), fault.kind, fault.name]
         done = subprocess.run(
             [sys.executable, __file__, *options, "--", *command],
             check=False,
@@ -138,10 +144,10 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True, help="file for what was called, as JSON")
     parser.add_argument("--below", type=os.path.realpath, action="append", default=[], help="count calls in DIRECTORY")
     parser.add_argument("--network", action="store_true", help="count what sends and receives")
-    parser.add_argument("--fault", nargs=2, metavar=("NUMBER", "KIND"), help="17 ENOSPC, 17 KILL, 17 SHORT")
+    parser.add_argument("--fault", nargs=3, metavar=("NUMBER", "KIND", "NAME"), help="17 ENOSPC write, 17 KILL ''")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args()
-    fault = Fault(int(given.fault[0]), given.fault[1]) if given.fault else None
+    fault = Fault(int(given.fault[0]), *given.fault[1:]) if given.fault else None
     tracer = _Tracer([path.rstrip("/") + "/" for path in given.below], fault, network=given.network)
     code = tracer.run(given.command)
     calls = [(call.name, call.place) for call in tracer.calls]
@@ -186,9 +192,10 @@ class _Tracer:
         if place is None:
             return
         self.calls.append(Call(name, place))
-        if self._fault is None or self._fault.number != len(self.calls):
+        fault = self._fault
+        if fault is None or len(self.calls) < fault.number or fault.name not in ("", name):
             return
-        kind = self._fault.kind
+        self._fault, kind = None, fault.kind
         if kind == "KILL":
             os.kill(main, signal.SIGKILL)
             return
