@@ -35,23 +35,32 @@ import zstandard
 from bench.charts import lines
 from bench.debs import Deb, Packages, create, file_of, install, installed, sources_of
 from bench.limit import LEVEL, regular_files
-from bench.series import PACKAGES, failures_told, host_archive, kernel_order, require_root
+from bench.series import (
+    PACKAGES,
+    RELEASE,
+    UPDATED,
+    failures_told,
+    host_archive,
+    kernel_order,
+    require_root,
+    sources_list,
+)
 from bench.stateless import stateless
 from bench.timing import PROGRAM, run
 from rechunk_action.engines.layering import MAX_LAYERS, MAX_OVERHEAD
 from rechunk_action.report.markdown import table
 
 STAGES = (
-    ("bookworm",),
-    ("bookworm", "bookworm-updates", "bookworm-security"),
-    ("trixie",),
-    ("trixie", "trixie-updates", "trixie-security"),
-    ("forky",),
-    ("sid",),
+    ("bookworm", RELEASE),
+    ("bookworm", UPDATED),
+    ("trixie", RELEASE),
+    ("trixie", UPDATED),
+    ("forky", RELEASE),
+    ("sid", RELEASE),
 )
 """What the packages are taken from, one after the other."""
 
-KERNELS = ("bookworm", "bookworm-updates", "bookworm-security", "trixie", "trixie-updates", "trixie-security")
+KERNELS = ("bookworm", "trixie")
 KERNEL = r"^linux-image-[0-9.]+(-[0-9]+|\+deb13(\.[0-9]+)?)-amd64$"
 KERNEL_EVERY = 4
 
@@ -82,7 +91,6 @@ class Generation:
     layers: Sizes
     packed: Sizes
     contents: Sizes
-    kept: int
     live: int
     dead: int
     again: int
@@ -131,17 +139,15 @@ def measure(out: str, count: int, layout: str, results: str) -> None:
 def planned(out: str, count: int) -> list[Step]:
     """The first generation and what changes it so many times, with all packages fetched."""
     archive = host_archive(platform.freedesktop_os_release())
-
-    def lines(suites: Sequence[str]) -> list[str]:
-        return [f"deb {archive.security if '-security' in suite else archive.release} {suite} main" for suite in suites]
-
     wanted = ("?essential", "?priority(required)", *PACKAGES)
     stages = []
-    for number, suites in enumerate(STAGES):
-        packages = Packages(f"{out}/apt-{number}", lines(suites))
+    for number, (suite, pockets) in enumerate(STAGES):
+        packages = Packages(f"{out}/apt-{number}", sources_list(archive, suite, pockets))
         stages.append(packages.resolve(wanted))
         packages.fetch(stages[-1], f"{out}/debs")
-    packages = Packages(f"{out}/apt-kernels", lines(KERNELS))
+    packages = Packages(
+        f"{out}/apt-kernels", [line for suite in KERNELS for line in sources_list(archive, suite, UPDATED)]
+    )
     kernels = sorted(packages.matching(KERNEL), key=lambda deb: kernel_order(deb.name))
     places = [number * (len(kernels) - 1) // max(1, count // KERNEL_EVERY) for number in range(count // KERNEL_EVERY)]
     kernels = [kernels[place] for place in (*places, -1)]
@@ -206,7 +212,6 @@ def _build(tree: str, image: str, step: Step, layout: str, known: dict[str, int]
         layers={layer["digest"]: layer["bytes"] for layer in report["update"]["layers"] if layer["state"] != "removed"},
         packed={layer.digest: layer.size for layer in stateless(tree, MAX_LAYERS)},
         contents=_contents(tree, known),
-        kept=report["layers"]["kept"],
         live=report["bytes"]["live"],
         dead=report["bytes"]["dead"],
         again=sum(drop["live"] for drop in report["dropped"]),

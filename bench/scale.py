@@ -26,7 +26,7 @@ from typing import Any
 
 from bench.charts import lines
 from bench.debs import BATCH, HOME, Deb, Packages, create, file_of, install
-from bench.series import failures_told, host_archive, require_root
+from bench.series import RELEASE, UPDATED, failures_told, host_archive, require_root, sources_list
 from bench.timing import PROGRAM, run
 from rechunk_action.report.markdown import table
 
@@ -138,9 +138,8 @@ def make(tree: str, packages: Sequence[int], version: int) -> None:
 def debian(out: str) -> Iterator[Measured]:
     """Measure a real tree, as it was released and with the updates since."""
     archive = host_archive(platform.freedesktop_os_release())
-    release = [f"deb {archive.release} {SUITE} main"]
-    updates = [f"deb {archive.release} {SUITE}-updates main", f"deb {archive.security} {SUITE}-security main"]
-    before, after = Packages(f"{out}/apt-old", release), Packages(f"{out}/apt-new", [*release, *updates])
+    before = Packages(f"{out}/apt-old", sources_list(archive, SUITE, RELEASE))
+    after = Packages(f"{out}/apt-new", sources_list(archive, SUITE, UPDATED))
     old, new = before.resolve(DESKTOP), after.resolve(DESKTOP)
     tree, debs = f"{out}/debian", f"{out}/debs"
     shutil.rmtree(tree, ignore_errors=True)
@@ -195,11 +194,10 @@ def _measured(name: str, out: str, tree: str, layout: str, change: Callable[[], 
 def size_of(tree: str) -> tuple[int, int]:
     """Paths of a tree, and bytes of its regular files."""
     paths = size = 0
-    for directory, _, names in os.walk(tree):
-        paths += 1 + sum(not entry.is_dir(follow_symlinks=False) for entry in os.scandir(directory))
-        size += sum(
-            os.lstat(f"{directory}/{name}").st_size for name in names if not os.path.islink(f"{directory}/{name}")
-        )
+    for directory, below, names in os.walk(tree):
+        files = [f"{directory}/{name}" for name in names]
+        paths += 1 + len(files) + sum(os.path.islink(f"{directory}/{name}") for name in below)
+        size += sum(os.lstat(file).st_size for file in files if not os.path.islink(file))
     return paths, size
 
 
@@ -219,9 +217,10 @@ def shown(found: Sequence[Measured]) -> str:
             numbers=6,
         )
     ]
-    series = {(each.format, each.work): each.tree for each in found}
     if len({each.paths for each in found}) > 2:  # noqa: PLR2004  # a line goes through any two points
-        runs = {key: [each for each in found if (each.format, each.work) == key] for key in series}
+        runs: dict[tuple[str, str], list[Measured]] = {}
+        for each in found:
+            runs.setdefault((each.format, each.work), []).append(each)
         parts.append(
             table(
                 (
@@ -235,8 +234,8 @@ def shown(found: Sequence[Measured]) -> str:
                     "r²",
                 ),
                 [
-                    (*key, *_fitted(each, "processor", 1, "s"), *_fitted(each, "memory", 1e6, "MB"))
-                    for key, each in runs.items()
+                    (*key, *_fitted(alike, "processor", 1, "s"), *_fitted(alike, "memory", 1e6, "MB"))
+                    for key, alike in runs.items()
                 ],
                 numbers=6,
             )

@@ -134,6 +134,10 @@ def host_archive(host: dict[str, str]) -> Archive:
     )
 
 
+RELEASE, UPDATED = ("release",), ("release", "updates", "security")
+"""Pockets of a suite as it was released, and with all that has changed since."""
+
+
 def sources_list(archive: Archive, suite: str, pockets: Iterable[str]) -> list[str]:
     """Lines for sources.list: `release`, `updates`, `security`."""
     components = COMPONENTS[archive.distribution]
@@ -224,7 +228,7 @@ def require_root() -> None:
 def _install_release(root: str, suite: str, archive: Archive, packages: Iterable[str]) -> None:
     """The suite as released, then the list of sources that knows the updates too."""
     # Given one line, mmdebstrap leaves out the updates that it would otherwise add: v1 and later are made of them.
-    release = sources_list(archive, suite, ["release"])
+    release = sources_list(archive, suite, RELEASE)
     _run(
         *NAMESPACES,
         "--mount-proc",
@@ -242,7 +246,7 @@ def _install_release(root: str, suite: str, archive: Archive, packages: Iterable
     architecture = _run("dpkg", "--print-architecture").strip()
     kernel = KERNELS[archive.distribution].format(arch=architecture)
     _inside(root, "apt-get update && apt-get install -y $* && apt-get clean", kernel, *packages)
-    lines = sources_list(archive, suite, ["release", "updates", "security"])
+    lines = sources_list(archive, suite, UPDATED)
     _write(f"{root}/etc/apt/sources.list", "\n".join(lines) + "\n")
 
 

@@ -141,12 +141,10 @@ def run(command: list[str], environment: Mapping[str, str] | None = None) -> Run
         ) as process:
             os.close(tell)
             output, said = process.communicate()
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
-        found = json.loads(told_of.read())
-    if found["status"]:
+        found = json.loads(told_of.read() or b"{}")
+    if status := process.returncode or found["status"]:
         sys.stderr.write(said.decode(errors="replace"))
-        raise subprocess.CalledProcessError(found["status"], command)
+        raise subprocess.CalledProcessError(status, command)
     return Run(found["seconds"], found["processor"], found["memory"], output)
 
 

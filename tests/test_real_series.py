@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench.series import host_archive, sources_list
+from bench.series import RELEASE, UPDATED, host_archive, sources_list
 from tests.oracles import ostree, overlay
 from tests.oracles.compare import differences
 
@@ -47,7 +47,7 @@ def trees(place: Path) -> list[Path]:
     suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
     archive = host_archive(platform.freedesktop_os_release())
     versions = [place / f"v{number}" for number in range(3)]
-    for tree, pockets in zip(versions, (["release"], ["release", "updates", "security"]), strict=False):
+    for tree, pockets in zip(versions, (RELEASE, UPDATED), strict=False):
         sources = sources_list(archive, suite, pockets)
         include = f"--include={','.join(PACKAGES)}"
         subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", include, suite, tree, *sources], check=True)

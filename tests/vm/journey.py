@@ -60,7 +60,7 @@ TABLE = pytest.StashKey[Sequence[str]]()
 """Where what machines have fetched is kept, as the lines of a table, until a test run is over."""
 
 HEAD = (
-    "| format | to | layers | promised, bytes | fetched, bytes | seconds | boots in seconds¹ |",
+    "| format | to | layers | promised, bytes | fetched, bytes | seconds | boots in seconds |",
     "|---|---|--:|--:|--:|--:|--:|",
 )
 

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.series import NAMESPACES, host_archive, kernel_order, sources_list
+from bench.series import NAMESPACES, UPDATED, host_archive, kernel_order, sources_list
 from tests.clients import binary
 from tests.oracles import program
 from tests.stores import CAPABILITY
@@ -72,8 +72,7 @@ def _install(debian: Path) -> None:
     """The release without its updates, though apt knows of them."""
     host = platform.freedesktop_os_release()
     # The machine's own mirror; without one, mmdebstrap takes Debian's.
-    pockets = ("release", "updates", "security")
-    mirrors = sources_list(host_archive(host), SUITE, pockets) if host["ID"] == "debian" else []
+    mirrors = sources_list(host_archive(host), SUITE, UPDATED) if host["ID"] == "debian" else []
     debstrap = (program("mmdebstrap", "mmdebstrap debian-archive-keyring"), "--quiet", "--variant=minbase")
     include, pin = f"--include={','.join(PACKAGES)}", f'--aptopt=APT::Default-Release "{SUITE}"'
     lean = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNREAD]
