@@ -30,7 +30,7 @@ GENERATIONS = 60
 KERNEL_EVERY = 4
 
 SETTLED = 20
-"""Updates after which an image has used up its budget of superseded bytes: from then on, planning is also to compact."""
+"""Updates after which an image has used up its budget of superseded bytes, so that planning is to compact as well."""
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 few = settings(patient, max_examples=max(1, settings().max_examples // 10))
