@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,10 @@ class Journey:
 
 @dataclass
 class Traveller:
-    """A machine with clients of one format. It reaches the registry over a line that counts what it fetches."""
+    """A machine with clients of one format. It reaches the registry over a line that counts what it fetches.
+
+    Of `trees`, by version, some may still be in the making: whoever takes one waits for it.
+    """
 
     format: str
     registry: str
@@ -136,21 +140,16 @@ class Traveller:
             lines.append(f"| `{self.format}` | {version} | {cost} | {look.seconds:.0f}, {look.processor:.0f} |")
         return lines
 
-    def publish(self) -> None:
-        """All versions, each as an update of the one before, and what buildah makes of v0 and a change by hand."""
-        previous: list[str] = []
-        for name in ("v0", "v1", "v2", "v3", "v4"):
-            self._build(name, *previous)
-            previous = ["--prev-ref", f"docker://{self.repository}:{name}"]
-        self._build_by_hand()
-
     def travel(self) -> None:
+        """The whole way. Every version is published once the machine is there, as an update of the one before."""
         client = CLIENTS[self.format]
         disk = self.home / "disk"
+        self._build("v0")
         install(disk, self.trees["v0"], client, f"{self.repository}:v0")
         with self.leg("v0") as guest:
             self._change_etc_and_var(guest)
             self.journey.looks["v0"].own = self._own(guest, "v0")
+            self._build("v1", since="v0")
             self.line.forget()
             deploying = "ls -d /ostree/deploy/debian/deploy/*/usr 2>/dev/null | wc -l"
             guest.run(
@@ -168,9 +167,12 @@ class Traveller:
             guest.reboot()
         with self.leg("back") as guest:
             guest.run(f"ostree admin undeploy 1 && {_writable(f'{client} prune /')}", timeout=DEPLOY)
+            self._build_by_hand()
             self._upgrade(guest, "by-hand", since="v0")
             guest.reboot()
         with self.leg("by-hand") as guest:
+            for old, new in pairwise(("v1", "v2", "v3", "v4")):
+                self._build(new, since=old)
             # The machine keeps v0, to go back to: of its layers, none is fetched again.
             self._upgrade(guest, "v4", since="v0")
             guest.reboot()
@@ -251,10 +253,11 @@ class Traveller:
         image = f"docker://{self.repository}:{version}"
         return json.loads(run(program("skopeo", "skopeo"), "inspect", "--tls-verify=false", "--raw", image))
 
-    def _build(self, version: str, *options: str) -> None:
+    def _build(self, version: str, *, since: str = "") -> None:
         source, output = f"dir:{self.trees[version]}", f"docker://{self.repository}"
-        options = ("--version", version, "--format", self.format, "--strict", *options)
-        self._rechunk("build", source, output, "--label", "containers.bootc=1", *options)
+        options = ("--version", version, "--format", self.format, "--strict", "--label", "containers.bootc=1")
+        previous = ("--prev-ref", f"{output}:{since}") if since else ()
+        self._rechunk("build", source, output, *options, *previous)
 
     def _rechunk(self, command: str, *arguments: str) -> Any:
         tool = (sys.executable, "-m", "rechunk_action", command, *arguments, "--tls-verify=false", "--json", "--quiet")

@@ -39,7 +39,11 @@ PATIENCE = (
 )
 """Of the kernel: a busy machine is no fault of the guest's. The first is what the kernel does by itself under KVM."""
 
-FRUGAL = ("systemd.mask=e2scrub_reap.service", "systemd.mask=serial-getty@ttyS0.service", "8250.nr_uarts=1")
+SPARED = (
+    *("e2scrub_reap", "getty@tty1", "ldconfig", "modprobe@drm", "modprobe@efi_pstore", "serial-getty@ttyS0"),
+    "systemd-journal-catalog-update",
+)
+FRUGAL = ("8250.nr_uarts=1", *(f"systemd.mask={service}.service" for service in SPARED))
 """What nobody misses here, but software emulation would do at length."""
 
 PROBE = 15.0

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from tests.vm import run
 from tests.vm.disk import Entry, parse_entry
 from tests.vm.journey import CLIENTS, COMPARED, HEAD, LEGS, LOCAL, TABLE, Journey, Traveller
 from tests.vm.machine import BOOT, GuestFailed, boot
-from tests.vm.tree import change_by_hand, copy, versions
+from tests.vm.tree import VERSIONS, versions
 
 pytestmark = pytest.mark.vm
 
@@ -45,18 +45,43 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
-@pytest.fixture(scope="module")
-def trees(place: Path) -> dict[str, Path]:
-    found = dict(versions(place))
-    found["by-hand"] = copy(found["v0"], place / "by-hand")
-    change_by_hand(found["by-hand"])
-    return found
+class Trees(Mapping[str, Path]):
+    """The trees of all versions. Whoever takes one that is still to be made waits for it."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Future[Path]] = {name: Future() for name in VERSIONS}
+
+    def make(self, home: Path) -> None:
+        try:
+            for name, tree in versions(home):
+                self._made[name].set_result(tree)
+        except BaseException as error:
+            for each in self._made.values():
+                if not each.done():
+                    each.set_exception(error)
+            raise
+
+    def __getitem__(self, name: str) -> Path:
+        return self._made[name].result()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 @pytest.fixture(scope="module")
-def journeys(
-    place: Path, trees: dict[str, Path], pytestconfig: pytest.Config
-) -> Iterator[dict[str, Future[Traveller]]]:
+def trees(place: Path) -> Iterator[Trees]:
+    """Machines are on their way while later versions are made."""
+    found = Trees()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(found.make, place)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def journeys(place: Path, trees: Trees, pytestconfig: pytest.Config) -> Iterator[dict[str, Future[Traveller]]]:
     """Of a machine for each format, both on their way at the same time. Their figures are shown in the end."""
     with ThreadPoolExecutor(len(CLIENTS)) as pool:
         found = {format_: pool.submit(travelled, format_, place, trees) for format_ in CLIENTS}
@@ -65,12 +90,11 @@ def journeys(
     pytestconfig.stash[TABLE] = [*HEAD, *lines]
 
 
-def travelled(format_: str, place: Path, trees: dict[str, Path]) -> Traveller:
+def travelled(format_: str, place: Path, trees: Trees) -> Traveller:
     home = place / format_
     home.mkdir()
     with plain_registry() as registry, Line(registry.host) as line:
         traveller = Traveller(format_, registry.host, line, trees, home)
-        traveller.publish()
         traveller.travel()
     return traveller
 
@@ -90,8 +114,31 @@ def journey(traveller: Traveller) -> Journey:
 
 @pytest.fixture(scope="module")
 def home(journeys: dict[str, Future[Traveller]]) -> Path:
-    """Where a machine is that has gone its way."""
-    return journeys["plain"].result().home
+    """Where the first machine is that has gone its way: these tests take it while another is still on its own."""
+    return next(as_completed(journeys.values())).result().home
+
+
+class TestAGuest:
+    """That does not do what it should is told apart, with the last lines of its console."""
+
+    def test_that_panics_is_seen(self, home: Path) -> None:
+        panic = r"(?s)the machine has ended.*Kernel panic"
+        with pytest.raises(GuestFailed, match=panic), boot(home / "disk", home, arguments="rdinit=/nothing"):
+            pass
+
+    def test_ends_with_the_process_that_has_booted_it(self, home: Path) -> None:
+        (home / "console").unlink()
+        code = "from tests.vm.machine import boot, Path; home = Path.cwd(); boot(home / 'disk', home).__enter__()"
+        paths = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        with subprocess.Popen([sys.executable, "-c", code], cwd=home, env=paths) as owner:
+            until = time.monotonic() + BOOT
+            while time.monotonic() < until and not ((home / "console").exists() and (home / "console").read_bytes()):
+                time.sleep(0.1)
+            [machine] = run("pgrep", "--parent", str(owner.pid)).split()
+            owner.kill()
+        while time.monotonic() < until and Path("/proc", machine).exists():
+            time.sleep(0.1)
+        assert not Path("/proc", machine).exists()
 
 
 class TestAMachine:
@@ -100,7 +147,7 @@ class TestAMachine:
         assert journey.looks[leg].changed == []
 
     @pytest.mark.parametrize("leg", LEGS)
-    def test_boots_the_kernel_of_the_version(self, journey: Journey, trees: dict[str, Path], leg: str) -> None:
+    def test_boots_the_kernel_of_the_version(self, journey: Journey, trees: Trees, leg: str) -> None:
         [kernel] = (trees[LEGS[leg]] / "usr/lib/modules").iterdir()
         assert journey.looks[leg].kernel == kernel.name
 
@@ -138,34 +185,11 @@ class TestAMachine:
         said = "".join(upgrade.output for upgrade in journey.upgrades.values())
         assert "warn" not in said.lower()
 
-
-class TestAGuest:
-    """That does not do what it should is told apart, with the last lines of its console."""
-
-    def test_that_panics_is_seen(self, home: Path) -> None:
-        panic = r"(?s)the machine has ended.*Kernel panic"
-        with pytest.raises(GuestFailed, match=panic), boot(home / "disk", home, arguments="rdinit=/nothing"):
-            pass
-
-    def test_whose_unit_or_command_fails_or_does_not_end_is_seen(self, journey: Journey) -> None:
+    def test_whose_unit_or_command_fails_or_does_not_end_is_told_apart(self, journey: Journey) -> None:
         unit, command, endless = journey.complaints
         assert re.search(r"(?s)is degraded; failed units:\nbroken.service.*console", unit)
         assert "'false' ended with 1" in command
         assert "'sleep 60' in the guest takes more than 1 seconds" in endless
-
-    def test_ends_with_the_process_that_has_booted_it(self, home: Path) -> None:
-        (home / "console").unlink()
-        code = "from tests.vm.machine import boot, Path; home = Path.cwd(); boot(home / 'disk', home).__enter__()"
-        paths = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        with subprocess.Popen([sys.executable, "-c", code], cwd=home, env=paths) as owner:
-            until = time.monotonic() + BOOT
-            while time.monotonic() < until and not ((home / "console").exists() and (home / "console").read_bytes()):
-                time.sleep(0.1)
-            [machine] = run("pgrep", "--parent", str(owner.pid)).split()
-            owner.kill()
-        while time.monotonic() < until and Path("/proc", machine).exists():
-            time.sleep(0.1)
-        assert not Path("/proc", machine).exists()
 
 
 class TestABootLoaderEntry:

@@ -1,10 +1,11 @@
 """Trees for guests: a real Debian 13 that boots as an OSTree deployment, its real update, and what may come after.
 
-    for name, tree in versions(home): ...      v0 to v4, each complete when it is handed out
+    for name, tree in versions(home): ...      VERSIONS, each complete when it is handed out
 
-v0 is the release, v1 has all of Debian's updates since then (of the kernel, if there is one), packages that came and
-went, and changes of types; later ones are small. All are made of one Debian that apt and dracut work on, in namespaces
-that end with each command; what is handed out is a copy, shaped as a bootable container is.
+v0 is the release, by-hand what somebody makes of it in a Containerfile. v1 has all of Debian's updates since then (of
+the kernel, if there is one), packages that came and went, and changes of types; later ones are small. All are made of
+one Debian that apt and dracut work on, in namespaces that end with each command; what is handed out is a copy, shaped
+as a bootable container is.
 
 Invariants: a tree keeps every rule for images that boot (`build --strict` takes it), and is not changed once it is
 handed out. What the guest needs for the test is in `guest/`, and is there in every version.
@@ -31,6 +32,8 @@ PACKAGES = (
     *("skopeo", "ca-certificates", "jq", "tzdata", "nano"),
 )
 
+VERSIONS = ("v0", "by-hand", "v1", "v2", "v3", "v4")
+
 GUEST = Path(__file__).parent / "guest"
 
 TO_VAR = {"home": "home", "mnt": "mnt", "opt": "opt", "root": "roothome", "srv": "srv"}
@@ -53,6 +56,10 @@ def versions(home: Path) -> Iterator[tuple[str, Path]]:
         tree = copy(debian, home / f"v{number}")
         _shape(tree)
         yield tree.name, tree
+        if number == 0:
+            changed = copy(tree, home / "by-hand")
+            change_by_hand(changed)
+            yield changed.name, changed
     shutil.rmtree(debian)
 
 
