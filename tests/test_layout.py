@@ -228,6 +228,18 @@ def test_a_manifest_larger_than_clients_read_is_refused(layout: Path) -> None:
         read_image(layout, None)
 
 
+def test_an_index_larger_than_clients_read_is_refused(layout: Path) -> None:
+    change_index(layout, lambda index: index.update(more="x" * MAX_JSON))
+    with pytest.raises(CorruptImage, match=r"index\.json has more than 4,194,304 bytes"):
+        read_image(layout, None)
+
+
+def test_an_index_that_is_larger_than_memory_is_refused(layout: Path) -> None:
+    os.truncate(layout / "index.json", 1 << 40)
+    with pytest.raises(CorruptImage, match=r"index\.json has more than 4,194,304 bytes"):
+        read_image(layout, None)
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[]", b"7", b"null", b'"text"', b"[" * 100_000])
 def test_malformed_json_is_found(layout: Path, text: bytes) -> None:
     write_index(layout, {"mediaType": MANIFEST, "digest": write_blob(layout, text), "size": len(text)})
@@ -392,6 +404,12 @@ def test_a_damaged_table_is_not_taken(tmp_path_factory: pytest.TempPathFactory, 
     assert table is None or msgspec.to_builtins(table) == msgspec.to_builtins(ONE.read())
 
 
+def test_a_table_that_is_larger_than_memory_is_not_taken(tmp_path: Path) -> None:
+    build(tmp_path / "layout", "v1", ONE)
+    os.truncate(table_path(tmp_path / "layout", ONE.blob.digest), 1 << 40)
+    assert read_image(tmp_path / "layout", None).blobs.table(ONE.blob) is None
+
+
 def test_a_table_that_claims_to_be_huge_is_not_taken(tmp_path: Path) -> None:
     build(tmp_path / "layout", None, ONE)
     huge = bytes.fromhex("28b52ffd e4 0000000000000010 0000")
@@ -452,6 +470,15 @@ def test_a_tag_is_added_to_a_layout(layout: Path) -> None:
     assert after.items() >= {path: data for path, data in before.items() if path != "index.json"}.items()
     assert read_image(layout, "v1").layers == (ONE.blob, TWO.blob)
     assert read_image(layout, "v2").layers == (ONE.blob,)
+
+
+def test_an_image_more_than_an_index_has_room_for_is_refused(layout: Path) -> None:
+    room = MAX_JSON - len((layout / "index.json").read_bytes()) - 100
+    change_index(layout, lambda index: index.update(more="x" * room))
+    before = listing(layout)
+    with pytest.raises(InputError, match=r"so many images .* name another output"):
+        build(layout, "v2", ONE)
+    assert listing(layout) == before
 
 
 def test_a_tag_is_added_to_an_empty_layout(tmp_path: Path) -> None:

@@ -187,12 +187,13 @@ class Reader:
 def expanded(data: bytes, limit: int) -> bytes:
     """A zstd frame in memory, such as a program of ours has stored, decompressed.
 
-    Raises `ZstdError` when it is damaged, does not tell its size, or tells one of more than `limit` bytes.
+    Raises `ZstdError` when it is damaged, has anything behind it, does not tell its size, or tells one of more than
+    `limit` bytes.
     """
     # What is told is all that the library believes: a limit of its own counts only where nothing is told.
     if not 0 <= zstandard.frame_content_size(data) <= limit:
         raise zstandard.ZstdError("not of a size that is right")
-    return zstandard.ZstdDecompressor().decompress(data)
+    return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
 
 
 def bomb_limit(size: int) -> int:

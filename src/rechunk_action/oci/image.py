@@ -150,7 +150,13 @@ def load_image(blobs: Blobs, descriptor: Json, architecture: str) -> Image:
 
 
 def parse(data: bytes, name: str, shape: type) -> Json:
-    """A document of which at least what `shape` names is as it should be."""
+    """A document of which at least what `shape` names is as it should be.
+
+    Whoever reads one reads `MAX_JSON` bytes and one more at the most: raises `CorruptImage` for more, as for what is no
+    such document.
+    """
+    if len(data) > MAX_JSON:
+        raise CorruptImage(f"{name} has more than {MAX_JSON:,} bytes, and no client reads that; build the image again")
     try:
         document: Json = msgspec.json.decode(data)  # which, as clients do, takes no text that is not Unicode
         msgspec.convert(document, shape)

@@ -43,7 +43,7 @@ from rechunk_action.oci.image import (
     parse,
 )
 from rechunk_action.oci.stage import BLOBS, RECORDS, TABLES, Stage, blob_path, record_path, table_path, writing
-from rechunk_action.oci.table import Blob, Table, decode_table
+from rechunk_action.oci.table import MAX_TABLE, Blob, Table, decode_table
 from rechunk_action.progress import UNHEARD, Advance, Meter
 from rechunk_action.scratch import clear
 from rechunk_action.signals import undisturbed
@@ -106,7 +106,8 @@ class LayoutBlobs:
 
     def table(self, blob: Blob, format_: str = "") -> Table | None:
         try:
-            return decode_table(table_path(self.layout, blob.digest).read_bytes(), blob, format_)
+            with table_path(self.layout, blob.digest).open("rb") as file:
+                return decode_table(file.read(MAX_TABLE + 1), blob, format_)
         except OSError:
             return None
 
@@ -209,7 +210,13 @@ class LayoutWriter(Stage):
 
     def _write_index(self, index: Json, manifest: Json) -> None:
         index["manifests"] = [*(index.get("manifests") or []), manifest]
-        self._write(self._stage / "index.json", json.dumps(index, separators=(",", ":")).encode() + b"\n")
+        data = json.dumps(index, separators=(",", ":")).encode() + b"\n"
+        if len(data) > MAX_JSON:
+            raise InputError(
+                f"{self.layout} has so many images that its index would have more than {MAX_JSON:,} bytes, and no "
+                "client reads that: name another output"
+            )
+        self._write(self._stage / "index.json", data)
 
     def _appear(self) -> bool:
         """Become the layout. False where there is one."""
@@ -284,7 +291,8 @@ def _newer(file: Path, other: Path) -> bool:
 
 def _index(layout: Path) -> Json:
     try:
-        data = (layout / "index.json").read_bytes()
+        with (layout / "index.json").open("rb") as file:
+            data = file.read(MAX_JSON + 1)
     except FileNotFoundError:
         raise InputError(f"{layout} is no OCI image layout: it has no index.json") from None
     except NotADirectoryError:
