@@ -13,7 +13,7 @@ SHELL_SCRIPTS = $(shell awk 'FNR == 1 && /^#!.*sh$$/ { print FILENAME }' $(wildc
 
 TEST_PACKAGES := mmdebstrap debian-archive-keyring rpm zstd docker.io podman buildah skopeo uidmap fuse-overlayfs sudo \
     docker-registry apache2-utils btrfs-progs e2fsprogs xfsprogs git ostree umoci chromium strace faketime
-LONG_TESTS := $(addprefix tests/test_,faults.py fuzz.py properties.py plan_generations.py clients.py) tests/clients
+LONG_TESTS := $(addprefix tests/test_,faults.py fuzz.py publish.py properties.py plan_generations.py clients.py) tests/clients
 
 .PHONY: help demo demo-action test test-long test-vm lint bench bench-engines picture clean lock
 
