@@ -105,18 +105,11 @@ class LayoutBlobs:
         return table_path(self.layout, blob.digest).exists()
 
     def table(self, blob: Blob, format_: str = "") -> Table | None:
-        try:
-            with table_path(self.layout, blob.digest).open("rb") as file:
-                return decode_table(file.read(MAX_TABLE + 1), blob, format_)
-        except OSError:
-            return None
+        stored = _stored(table_path(self.layout, blob.digest), MAX_TABLE)
+        return None if stored is None else decode_table(stored, blob, format_)
 
     def record(self, digest: str) -> bytes | None:
-        try:
-            with record_path(self.layout, digest).open("rb") as file:
-                return file.read(MAX_RECORD + 1)
-        except OSError:
-            return None
+        return _stored(record_path(self.layout, digest), MAX_RECORD)
 
 
 def read_image(layout: Path, tag: str | None, *, architecture: str | None = None) -> Image:
@@ -300,6 +293,15 @@ def _index(layout: Path) -> Json:
     except OSError as error:
         raise unreadable(f"{layout}/index.json", error) from None
     return parse(data, f"{layout}/index.json", Index)
+
+
+def _stored(path: Path, limit: int) -> bytes | None:
+    """So many bytes of a file and one more at the most, None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except OSError:
+        return None
 
 
 def _open(layout: Path, digest: str) -> BinaryIO:
