@@ -609,14 +609,12 @@ class TestFaults:
 
     @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind} {fault.status}")
     def test_that_pass(self, tree: Path, target: str, line: Line, fault: Fault, every: int) -> None:
-        numbers = count(1 + PASSING.index(fault) % every, every)
-        self.break_each_request(tree, target, line, fault, numbers, once=True)
+        self.break_requests(tree, target, line, fault, count(1 + PASSING.index(fault) % every, every), once=True)
 
     @pytest.mark.parametrize("fault", STAYING, ids=lambda fault: fault.kind)
     def test_that_stay(self, tree: Path, target: str, line: Line, fault: Fault, every: int) -> None:
         """To the registry, a run that is killed is one that says nothing any more."""
-        numbers = count(1 + STAYING.index(fault) % every, every)
-        self.break_each_request(tree, target, line, fault, numbers, once=False)
+        self.break_requests(tree, target, line, fault, count(1 + STAYING.index(fault) % every, every), once=False)
 
     @pytest.mark.parametrize(
         "step",
@@ -647,7 +645,7 @@ class TestFaults:
         assert (process.returncode, time.monotonic() - started < 3) == (130, True)
         assert "cancelled" in err
 
-    def break_each_request(
+    def break_requests(
         self, tree: Path, target: str, line: Line, fault: Fault, numbers: Iterator[int], *, once: bool
     ) -> None:
         for part in range(1, 6):
