@@ -19,6 +19,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -117,19 +118,23 @@ class Journey:
 class Traveller:
     """A machine with clients of one format. It reaches the registry over a line that counts what it fetches.
 
-    Of `trees`, by version, some may still be in the making: whoever takes one waits for it.
+    Of `trees`, by version, some may still be in the making.
     """
 
     format: str
     registry: str
     line: Line
-    trees: Mapping[str, Path]
+    trees: Mapping[str, Future[Path]]
     home: Path
     journey: Journey = field(default_factory=Journey)
 
     @property
     def repository(self) -> str:
         return f"{self.registry}/me/{self.format}"
+
+    def tree(self, version: str) -> Path:
+        """A version's tree, once it is made."""
+        return self.trees[version].result()
 
     def table(self) -> list[str]:
         """A line for each upgrade. Booting is told in seconds of a clock, and of processors."""
@@ -145,7 +150,7 @@ class Traveller:
         client = CLIENTS[self.format]
         disk = self.home / "disk"
         self._build("v0")
-        install(disk, self.trees["v0"], client, f"{self.repository}:v0")
+        install(disk, self.tree("v0"), client, f"{self.repository}:v0")
         with self.leg("v0") as guest:
             self._change_etc_and_var(guest)
             self.journey.looks["v0"].own = self._own(guest, "v0")
@@ -206,7 +211,7 @@ class Traveller:
 
     def _changed(self, guest: Guest, version: str) -> list[str]:
         """How what the guest shows differs from the version's tree. /usr/etc is its /etc, untouched."""
-        tree = self.trees[version]
+        tree = self.tree(version)
         with stores.work() as place:
             shown = guest.fetch(*SHOWN, place=place / "shown")
             (shown / "usr/etc").rename(shown / "etc")
@@ -217,7 +222,7 @@ class Traveller:
         """The differences between the guest's /etc and that of the version's tree, by path."""
         with stores.work() as place:
             shown = guest.fetch("etc", place=place / "shown")
-            found = differences(self.trees[version] / "etc", shown / "etc", hardlinks=False)
+            found = differences(self.tree(version) / "etc", shown / "etc", hardlinks=False)
             return {line.rpartition(": ")[0]: line for line in found}
 
     def _upgrade(self, guest: Guest, version: str, *, since: str, whole: bool = True) -> None:
@@ -254,7 +259,7 @@ class Traveller:
         return json.loads(run(program("skopeo", "skopeo"), "inspect", "--tls-verify=false", "--raw", image))
 
     def _build(self, version: str, *, since: str = "") -> None:
-        source, output = f"dir:{self.trees[version]}", f"docker://{self.repository}"
+        source, output = f"dir:{self.tree(version)}", f"docker://{self.repository}"
         options = ("--version", version, "--format", self.format, "--strict", "--label", "containers.bootc=1")
         previous = ("--prev-ref", f"{output}:{since}") if since else ()
         self._rechunk("build", source, output, *options, *previous)
@@ -276,7 +281,7 @@ class Traveller:
             container = call("from", "--tls-verify=false", base)
             mounted = Path(call("mount", container))
             if base == "scratch":
-                copy(self.trees["by-hand"], mounted)
+                copy(self.tree("by-hand"), mounted)
             else:
                 change_by_hand(mounted)
             call("umount", container)

@@ -45,39 +45,27 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
-class Trees(Mapping[str, Path]):
-    """The trees of all versions. Whoever takes one that is still to be made waits for it."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Future[Path]] = {name: Future() for name in VERSIONS}
-
-    def make(self, home: Path) -> None:
-        try:
-            for name, tree in versions(home):
-                self._made[name].set_result(tree)
-        except BaseException as error:
-            for each in self._made.values():
-                if not each.done():
-                    each.set_exception(error)
-            raise
-
-    def __getitem__(self, name: str) -> Path:
-        return self._made[name].result()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
+Trees = Mapping[str, Future[Path]]
 
 
 @pytest.fixture(scope="module")
 def trees(place: Path) -> Iterator[Trees]:
-    """Machines are on their way while later versions are made."""
-    found = Trees()
+    """The trees of all versions. Machines are on their way while later ones are made."""
+    made: Trees = {name: Future() for name in VERSIONS}
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(found.make, place)
-        yield found
+        pool.submit(make, place, made)
+        yield made
+
+
+def make(place: Path, made: Trees) -> None:
+    try:
+        for name, tree in versions(place):
+            made[name].set_result(tree)
+    except BaseException as error:
+        for each in made.values():
+            if not each.done():
+                each.set_exception(error)
+        raise
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +140,7 @@ class TestAMachine:
 
     @pytest.mark.parametrize("leg", LEGS)
     def test_boots_the_kernel_of_the_version(self, journey: Journey, trees: Trees, leg: str) -> None:
-        [kernel] = (trees[LEGS[leg]] / "usr/lib/modules").iterdir()
+        [kernel] = (trees[LEGS[leg]].result() / "usr/lib/modules").iterdir()
         assert journey.looks[leg].kernel == kernel.name
 
     @pytest.mark.parametrize("version", ["v1", "by-hand", "v4"])

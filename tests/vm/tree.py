@@ -32,7 +32,7 @@ PACKAGES = (
     *("skopeo", "ca-certificates", "jq", "tzdata", "nano"),
 )
 
-VERSIONS = ("v0", "by-hand", "v1", "v2", "v3", "v4")
+VERSIONS = ("v0", "v1", "v2", "v3", "v4", "by-hand")
 
 GUEST = Path(__file__).parent / "guest"
 
@@ -56,11 +56,10 @@ def versions(home: Path) -> Iterator[tuple[str, Path]]:
         tree = copy(debian, home / f"v{number}")
         _shape(tree)
         yield tree.name, tree
-        if number == 0:
-            changed = copy(tree, home / "by-hand")
-            change_by_hand(changed)
-            yield changed.name, changed
     shutil.rmtree(debian)
+    changed = copy(home / "v0", home / "by-hand")
+    change_by_hand(changed)
+    yield changed.name, changed
 
 
 def copy(tree: Path, place: Path) -> Path:
